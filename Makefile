@@ -1,0 +1,28 @@
+# Thin: every target works from .venv, which setup makes. PYTHON chooses the interpreter it is made with.
+PYTHON ?= python3
+RUN = .venv/bin/python
+
+.PHONY: setup demo test test-all lint bench
+
+setup: .venv/ready
+
+.venv/ready: requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+demo: setup
+	@bash runners/demo_cpu.sh
+
+test: setup
+	$(RUN) -m pytest -m "not slow"
+
+test-all: setup
+	$(RUN) -m pytest
+
+lint: setup
+	$(RUN) -m ruff check . && $(RUN) -m ruff format --check .
+
+bench: setup
+	$(RUN) benchmarks/loader_memory.py
+	$(RUN) benchmarks/byte_accounting.py

@@ -1,0 +1,73 @@
+"""Train and score a list of small variants one after another, at equal training cost: python benchmarks/sweep.py STUDY.toml
+
+STUDY.toml: `preset` (a config file), `base` (list of key=value) and a table `variants` (name -> list of key=value). Training is
+charged in CPU seconds of the process over the number of threads, so that a busy machine does not change the number of steps.
+Appends one JSON line a variant to OUT (default runs/<study name>.jsonl) and skips variants that are there already.
+"""
+
+import argparse
+import json
+import time
+import tomllib
+from pathlib import Path
+
+import torch
+
+import trit.submission
+from trit.config_load import load
+from trit.models import load_arch
+from trit.ops import torch_ops
+from trit.submission import find_calibration, load_artifact, make_artifact, score_arrays, train_weights
+from trit.train.log import Log
+from trit.train.torch_backend import start_process
+
+
+def run_variant(name, preset, settings, log):
+    """Train, calibrate, pack, reload and score one variant -> record."""
+    config, run, _ = load(preset, environ={}, overrides=settings)
+    arch, process = load_arch(config.model.name), start_process()
+    torch._dynamo.reset()
+    arrays, result = train_weights(torch_ops, arch, config, process, run.data_path, run.seed, log, None, lambda *state: None)
+    calibration = find_calibration(torch_ops, arch, config, process, arrays, run.data_path, log)
+    data = make_artifact(torch_ops, arch, config, arrays, calibration)
+    begin = time.perf_counter()
+    score, _ = score_arrays(torch_ops, arch, config, process, load_artifact(torch_ops, arch, config, data), run.data_path, run.tokenizer_path)
+    tokens = result.steps * config.train.train_batch_tokens
+    return {
+        "name": name,
+        "bpb": round(score.bpb, 4),
+        "bytes_model": len(data),
+        "steps": result.steps,
+        "seconds": round(result.seconds, 1),
+        "tokens_per_second": round(tokens / result.seconds),
+        "skipped": result.skipped,
+        "eval_seconds": round(time.perf_counter() - begin, 1),
+        "settings": settings,
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("study")
+    parser.add_argument("--out")
+    parser.add_argument("--only", nargs="*", help="names of the variants to run")
+    options = parser.parse_args()
+    with open(options.study, "rb") as file:
+        study = tomllib.load(file)
+    out = Path(options.out or f"runs/{Path(options.study).stem}.jsonl")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    done = {json.loads(line)["name"] for line in out.read_text().splitlines()} if out.exists() else set()
+    threads = torch.get_num_threads()
+    trit.submission.wall_clock = lambda: time.process_time() / threads
+    for name, settings in study["variants"].items():
+        if name in done or (options.only and name not in options.only):
+            continue
+        print(f"== {name}", flush=True)
+        record = run_variant(name, study.get("preset"), study["base"] + settings, Log())
+        with open(out, "a") as file:
+            file.write(json.dumps(record) + "\n")
+        print(json.dumps(record), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""One counted file from the package: load, lint, specialise, fold, shake, shorten, wrap.
+
+In: a configuration, the entry and the ops module. Out: `Bundle`, the wrapped file with its readable form and its contents.
+The same inputs give the same bytes.
+"""
+
+import ast
+import hashlib
+import lzma
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trit.bundle.dialect import lint
+from trit.bundle.emit import minified, readable, strip
+from trit.bundle.fold import fold
+from trit.bundle.modules import load
+from trit.bundle.shake import check, join, needed_imports, reachable
+from trit.bundle.specialise import flatten
+from trit.bundle.wrap import wrap
+
+ALL_CODECS = ("brotli", "lzma", "zlib")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A build. `source` is the shortened text that runs, `readable` the same program before shortening, `wrapped` the counted file.
+
+    `kept` and `dropped` list symbols as `module:name`. `sha256` is that of `wrapped`.
+    """
+
+    source: str
+    readable: str
+    wrapped: bytes
+    kept: list
+    dropped: list
+    sha256: str
+    names: list = field(repr=False)
+
+    @property
+    def sizes(self):
+        """Bytes of the three forms, for logs."""
+        return {"readable": len(self.readable.encode()), "source": len(self.source.encode()), "wrapped": len(self.wrapped)}
+
+
+def bundle(config, entry="trit.submission", ops_module="trit.ops.torch_ops", root=None, shake=True, codecs=ALL_CODECS, needs_source=None, arch_module=None):
+    """Build the counted file of a configuration. Raises DialectError with `file:line` where the source breaks a rule.
+
+    `root` is the folder that holds the package (this one's by default), `codecs` the compressors the target machine has.
+    Without `shake` whole modules are joined, with the reserved names substituted and nothing folded, dropped or shortened.
+    """
+    root = Path(root or Path(__file__).resolve().parents[2])
+    arch_module = arch_module or f"{entry.partition('.')[0]}.models.{config.model.name}"
+    flat = flatten(lint(load(entry, ops_module, arch_module, root)), config)
+    if shake:
+        problems = fold(flat)
+        strip_symbols(flat)
+        kept = reachable(flat)
+        check(flat, kept, problems)
+    else:
+        strip_symbols(flat)
+        kept = list(flat.symbols)
+    tree = ast.fix_missing_locations(join(needed_imports(flat, kept) if shake else flat.imports.values(), [flat.symbols[name].node for name in kept]))
+    text = readable(tree, flat.entry)
+    if needs_source is None:
+        needs_source = uses_source(tree)
+    texts = minified(text) if shake else [text]
+    builds = [(wrap(short, codecs, needs_source), short) for short in texts]
+    wrapped, source = min(builds, key=lambda build: (len(build[0]), build[0]))
+    labels = {name: symbol.label for name, symbol in flat.symbols.items()}
+    dropped = [labels[name] for name in flat.symbols if name not in set(kept)]
+    return Bundle(source, text, wrapped, [labels[name] for name in kept], dropped, hashlib.sha256(wrapped).hexdigest(), kept)
+
+
+def strip_symbols(flat):
+    """Strip every symbol, so that annotations neither count as uses nor reach the file."""
+    for symbol in flat.symbols.values():
+        (symbol.node,) = strip(ast.Module([symbol.node], [])).body
+
+
+def uses_source(tree):
+    """True when the file imports triton or reads `torch.compile`: their machinery asks for source lines."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import) and any(alias.name.partition(".")[0] == "triton" for alias in node.names):
+            return True
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "triton":
+            return True
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.compile":
+            return True
+    return False
+
+
+def byte_report(built):
+    """[(module:name, bytes)], dearest first: what the compressed file would lose without each definition; the rest under `(other)`."""
+    lines = built.source.encode().splitlines(keepends=True)
+    offsets = [0]
+    for line in lines:
+        offsets.append(offsets[-1] + len(line))
+    whole = b"".join(lines)
+    labels = dict(zip(built.names, built.kept, strict=True))
+    definitions = (ast.FunctionDef, ast.ClassDef)
+    readable_names = [node.name for node in ast.parse(built.readable).body if isinstance(node, definitions)]
+    short_nodes = [node for node in ast.parse(built.source).body if isinstance(node, definitions)]
+    total, rows = _packed(whole), []
+    for name, node in zip(readable_names, short_nodes, strict=True):
+        first = min([node, *node.decorator_list], key=lambda part: part.lineno)
+        start = offsets[first.lineno - 1] + first.col_offset - (first is not node)
+        end = offsets[node.end_lineno - 1] + node.end_col_offset
+        rows.append((labels[name], total - _packed(whole[:start] + whole[end:])))
+    rows.append(("(other)", total - sum(size for _, size in rows)))
+    return sorted(rows, key=lambda row: (-row[1], row[0]))
+
+
+def _packed(data):
+    return len(lzma.compress(data, lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "preset": 9}]))

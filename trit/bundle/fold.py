@@ -1,0 +1,97 @@
+"""Fold what is certain and delete what cannot run: constants, branches, look-ups, unused locals.
+
+In: the flat program. Out: the same symbols, folded in place; a symbol that folding would break carries a `problem`, raised if it is kept.
+A fold is done only where it cannot change a result: operands that could have an effect or fail stay.
+"""
+
+import ast
+
+from trit.bundle.evaluate import UNKNOWN, Evaluator
+from trit.bundle.folder import Folder
+from trit.bundle.names import analyse
+
+ROUNDS = 30
+LOCAL_YIELD = (ast.FunctionDef, ast.Lambda, ast.ClassDef, ast.GeneratorExp)
+
+
+def fold(flat):
+    """Fold every symbol of a flat program in place; returns {symbol: DialectError} for those that folding would change."""
+    constants, tables = top_level_constants(flat)
+    problems = {}
+    for symbol in flat.symbols.values():
+        problem = fold_symbol(symbol, set(flat.symbols), constants, tables)
+        if problem:
+            problems[symbol.name] = problem
+    return problems
+
+
+def wrap(node):
+    return ast.Module(body=[node], type_ignores=[])
+
+
+def fold_symbol(symbol, top_names, constants, tables):
+    """Fold one definition to a fixed point. Returns a DialectError if a name would change its meaning."""
+    node = symbol.node
+    before = analyse(wrap(node))
+    generators = [f for f in ast.walk(node) if isinstance(f, ast.FunctionDef) and has_yield(f)]
+    last = None
+    for _ in range(ROUNDS):
+        text = ast.dump(node)
+        if text == last:
+            break
+        last = text
+        Folder(analyse(wrap(node)), top_names, constants, tables).visit(node)
+        ast.fix_missing_locations(node)
+    alive = set(ast.walk(node))
+    for function in generators:
+        if function in alive and not has_yield(function):
+            lost = ast.If(ast.Constant(False), [ast.Expr(ast.Yield())], [])
+            function.body.append(ast.fix_missing_locations(ast.copy_location(lost, function)))
+    after = analyse(wrap(node))
+    for name, home in after.homes.items():
+        old = before.homes.get(name, home)
+        if (old and old.node) is not (home and home.node) and old is not None and isinstance(name.ctx, ast.Load):
+            return symbol.module.error(name, f"`{name.id}` is assigned only in a branch that folds away, yet it is read here; assign it before the branch")
+    return None
+
+
+def has_yield(function):
+    """True when the function itself, not one inside it, is a generator."""
+    stack = list(function.body)
+    while stack:
+        node = stack.pop()
+        if isinstance(node, (ast.Yield, ast.YieldFrom)):
+            return True
+        if not isinstance(node, LOCAL_YIELD):
+            stack.extend(ast.iter_child_nodes(node))
+    return False
+
+
+def top_level_constants(flat):
+    """Values of top-level constants that nothing rebinds, and the literal dictionaries that are only ever looked up."""
+    rebound, misused = set(), set()
+    for symbol in flat.symbols.values():
+        names = analyse(wrap(symbol.node))
+        for scope in names.scopes:
+            rebound |= scope.global_names
+        lookups = set()
+        for node in ast.walk(symbol.node):
+            if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):
+                lookups.add(node.value)
+            elif isinstance(node, ast.Compare):
+                lookups.update(n for n, op in zip(node.comparators, node.ops, strict=True) if isinstance(op, (ast.In, ast.NotIn)))
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get":
+                lookups.add(node.func.value)
+        misused |= {node.id for node in names.homes if isinstance(node.ctx, ast.Load) and names.is_global(node) and node not in lookups}
+    constants, tables = {}, {}
+    evaluator = Evaluator(lambda node: constants.get(node.id, UNKNOWN), lambda node: node.id not in flat.symbols)
+    for symbol in flat.symbols.values():
+        if isinstance(symbol.node, (ast.Assign, ast.AnnAssign)) and symbol.name not in rebound:
+            value = evaluator(symbol.node.value)
+            if value is not UNKNOWN:
+                constants[symbol.name] = value
+            elif isinstance(symbol.node.value, ast.Dict) and symbol.name not in misused and None not in symbol.node.value.keys:
+                keys, values = evaluator.all(symbol.node.value.keys), evaluator.all(symbol.node.value.values)
+                if keys is not UNKNOWN and values is not UNKNOWN:
+                    tables[symbol.name] = dict(zip(keys, values, strict=True))
+    return constants, tables

@@ -1,0 +1,288 @@
+"""One folding round over one top-level definition: expressions, look-ups, branches, unused locals.
+
+In: the definition's names, the top-level constants and tables. Out: the tree, changed in place. `fold.fold_symbol` repeats it to the end.
+"""
+
+import ast
+import re
+
+from trit.bundle.evaluate import UNKNOWN, Evaluator, assigned_name, effect_free, safe_test
+from trit.bundle.modules import BUILTINS
+from trit.bundle.specialise import literal
+
+SHORT = 3
+FORMAT = re.compile(r"^[<>^]?0?\d{0,2}(\.\d{1,2})?[dsfxe]?$")
+ENDINGS = (ast.Return, ast.Raise, ast.Continue, ast.Break)
+
+
+class Folder(ast.NodeTransformer):
+    """One round over one top-level definition."""
+
+    def __init__(self, names, top_names, constants, tables):
+        self.names, self.top_names, self.constants, self.tables = names, top_names, constants, tables
+        self.evaluate = Evaluator(self.value_of_name, self.is_builtin)
+        self.known, self.unused, self.single = {}, set(), set()
+        self.study_locals()
+
+    def value_of_name(self, node):
+        home = self.names.homes.get(node, UNKNOWN)
+        return UNKNOWN if home is UNKNOWN else self.constants.get(node.id, UNKNOWN) if home is None else self.known.get((home, node.id), UNKNOWN)
+
+    def is_builtin(self, node):
+        return self.names.is_global(node) and node.id in BUILTINS and node.id not in self.top_names
+
+    def study_locals(self):
+        """Locals that are one literal for their whole life, and locals that nothing reads."""
+        order, stores, loads, blocked = {}, {}, {}, set()
+        for position, (node, home) in enumerate(self.names.homes.items()):
+            order[node] = position
+            if home is not None:
+                group = loads if isinstance(node.ctx, ast.Load) else stores
+                group.setdefault((home, node.id), []).append(node)
+                if isinstance(node.ctx, ast.Del):
+                    blocked.add(node.id)
+        for scope in self.names.scopes:
+            blocked |= scope.nonlocal_names
+        for scope in self.names.scopes:
+            if scope.kind != "function":
+                continue
+            for node in ast.walk(scope.node):
+                if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
+                    blocked.add(node.target.id)
+            self.unused |= {(scope, name) for name in scope.bound if name not in blocked and (scope, name) not in loads}
+            for statement in scope.node.body if isinstance(scope.node, ast.FunctionDef) else ():
+                target = assigned_name(statement)
+                key = (scope, getattr(target, "id", None))
+                if target is None or key[1] in blocked | scope.otherwise_bound or stores.get(key) != [target]:
+                    continue
+                value = self.evaluate(statement.value)
+                if value is not UNKNOWN and all(order[node] > order[target] for node in loads.get(key, ())):
+                    self.known[key] = value
+                    if len(loads.get(key, ())) == 1:
+                        self.single.add(key)
+
+    # Expressions
+
+    def visit(self, node):
+        node = super().visit(node)
+        if isinstance(node, ast.expr) and not isinstance(node, (ast.Constant, ast.Name, ast.JoinedStr)):
+            value = self.evaluate(node)
+            new = None if value is UNKNOWN else literal(value)
+            if new and (value is None or isinstance(value, bool) or len(ast.unparse(new)) <= len(ast.unparse(node))):
+                return ast.fix_missing_locations(ast.copy_location(new, node))
+        return node
+
+    def visit_Name(self, node):
+        home = self.names.homes.get(node)
+        value = self.known.get((home, node.id), UNKNOWN)
+        if home is None or value is UNKNOWN or not isinstance(node.ctx, ast.Load):
+            return node
+        new = literal(value)
+        short = new and (value is None or isinstance(value, bool) or len(ast.unparse(new)) <= SHORT)
+        return ast.copy_location(new, node) if new and (short or (home, node.id) in self.single) else node
+
+    def children_but(self, node, field):
+        """Visit all children but a name in `field`, where a literal would be odd (`3(x)`, `3[0]`, `3.real`)."""
+        kept = getattr(node, field)
+        if isinstance(kept, ast.Name):
+            self.generic_visit_fields(node, field)
+        else:
+            self.generic_visit(node)
+        return node
+
+    def generic_visit_fields(self, node, skipped):
+        for name, value in ast.iter_fields(node):
+            if name == skipped:
+                continue
+            if isinstance(value, ast.AST):
+                setattr(node, name, self.visit(value))
+            elif isinstance(value, list):
+                setattr(node, name, [self.visit(item) if isinstance(item, ast.AST) else item for item in value])
+
+    def visit_Attribute(self, node):
+        return self.children_but(node, "value")
+
+    def visit_Call(self, node):
+        node = self.children_but(node, "func")
+        if isinstance(node.func, ast.Attribute) and node.func.attr == "get" and 1 <= len(node.args) <= 2 and not node.keywords:
+            return self.look_up(node, node.func.value, node.args[0], node.args[1] if len(node.args) > 1 else ast.Constant(None))
+        return node
+
+    def visit_Subscript(self, node):
+        node = self.children_but(node, "value")
+        return self.look_up(node, node.value, node.slice, None) if isinstance(node.ctx, ast.Load) else node
+
+    def look_up(self, node, container, key, default):
+        """The element that a literal dictionary, tuple or list gives for a known key, if the others have no effect."""
+        value = self.evaluate(key)
+        if value is UNKNOWN or default is not None and not effect_free(default):
+            return node
+        if isinstance(container, ast.Name) and self.names.is_global(container) and container.id in self.tables:
+            table = self.tables[container.id]
+            if value in table:
+                return literal(table[value]) or node
+            return node if default is None else default
+        if isinstance(container, ast.Dict):
+            keys = UNKNOWN if None in container.keys else self.evaluate.all(container.keys)
+            if keys is UNKNOWN or not all(map(effect_free, container.values)):
+                return node
+            found = [element for one, element in zip(keys, container.values, strict=True) if one == value]
+            return found[-1] if found else node if default is None else default
+        if isinstance(container, (ast.Tuple, ast.List)) and default is None and type(value) is int and all(map(effect_free, container.elts)):
+            return container.elts[value] if -len(container.elts) <= value < len(container.elts) else node
+        return node
+
+    def visit_BoolOp(self, node):
+        """Drop operands that cannot be the result and cannot stop the evaluation; cut after one that always stops it."""
+        self.generic_visit(node)
+        deciding, values = isinstance(node.op, ast.Or), []
+        for part in node.values:
+            value = self.evaluate(part)
+            if value is not UNKNOWN and bool(value) is deciding:
+                values.append(part)
+                break
+            if value is UNKNOWN or part is node.values[-1]:
+                values.append(part)
+        node.values = values
+        return node if len(values) > 1 else values[0]
+
+    def visit_IfExp(self, node):
+        node.test, known = self.condition(node.test)
+        if known is not UNKNOWN:
+            return self.visit(node.body if known else node.orelse)
+        return self.generic_visit(node)
+
+    def visit_JoinedStr(self, node):
+        node = self.join(node)
+        return ast.copy_location(node.values[0], node) if len(node.values) == 1 and isinstance(node.values[0], ast.Constant) else node
+
+    def join(self, node):
+        """Fold the known parts of an f-string into its text."""
+        parts = []
+        for part in node.values:
+            text = part.value if isinstance(part, ast.Constant) else self.formatted(part)
+            if text is None:
+                parts.append(part)
+            elif parts and isinstance(parts[-1], ast.Constant):
+                parts[-1] = ast.Constant(parts[-1].value + text)
+            elif text:
+                parts.append(ast.Constant(text))
+        node.values = parts or [ast.Constant("")]
+        return node
+
+    def formatted(self, part):
+        """The text of one known `{value}`; None leaves it."""
+        part.value = self.visit(part.value)
+        spec = self.join(part.format_spec) if part.format_spec else None
+        value = self.evaluate(part.value)
+        if value is UNKNOWN or type(value) is tuple or part.conversion not in (-1, 114, 115):
+            return None
+        if spec and not (len(spec.values) == 1 and isinstance(spec.values[0], ast.Constant) and FORMAT.match(spec.values[0].value)):
+            return None
+        value = {114: repr, 115: str}.get(part.conversion, lambda same: same)(value)
+        try:
+            return format(value, spec.values[0].value if spec else "")
+        except (ValueError, TypeError):
+            return None
+
+    def visit_comprehension(self, node):
+        self.generic_visit(node)
+        tests = [self.condition(test) for test in node.ifs]
+        node.ifs = [test for test, known in tests if known is UNKNOWN or not known]
+        return node
+
+    # Statements
+
+    def condition(self, test):
+        """A test folded for its truth alone, and that truth where it is known."""
+        test = self.truth(self.visit(test))
+        value = self.evaluate(test)
+        return test, value if value is UNKNOWN else bool(value)
+
+    def truth(self, node):
+        """Simplify an expression of which only the truth matters."""
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            node.operand = self.truth(node.operand)
+        elif isinstance(node, ast.BoolOp):
+            deciding, values = isinstance(node.op, ast.Or), []
+            for part in map(self.truth, node.values):
+                value = self.evaluate(part)
+                if value is not UNKNOWN and bool(value) is deciding:
+                    if all(map(safe_test, values)):
+                        return ast.copy_location(ast.Constant(deciding), node)
+                    values.append(part)
+                    break
+                if value is UNKNOWN:
+                    values.append(part)
+            if len(values) < 2:
+                return values[0] if values else ast.copy_location(ast.Constant(not deciding), node)
+            node.values = values
+        return node
+
+    def generic_visit(self, node):
+        super().generic_visit(node)
+        for name in ("body", "orelse", "finalbody"):
+            block = getattr(node, name, None)
+            if isinstance(block, list):
+                ends = [index for index, statement in enumerate(block) if isinstance(statement, ENDINGS)]
+                setattr(node, name, block[: ends[0] + 1] if ends else block)
+        if getattr(node, "body", None) == []:
+            node.body = [ast.copy_location(ast.Pass(), node)]
+        return node
+
+    def block(self, statements):
+        """Visit statements that move into the block around them."""
+        found = []
+        for statement in statements:
+            new = self.visit(statement)
+            found += new if isinstance(new, list) else [] if new is None else [new]
+        return found
+
+    def visit_If(self, node):
+        node.test, known = self.condition(node.test)
+        if known is not UNKNOWN:
+            return self.block(node.body if known else node.orelse)
+        self.generic_visit(node)
+        if all(isinstance(statement, ast.Pass) for statement in node.body):
+            if node.orelse:
+                node.test, node.body, node.orelse = ast.copy_location(ast.UnaryOp(ast.Not(), node.test), node.test), node.orelse, []
+            elif safe_test(node.test):
+                return None
+        return node
+
+    def visit_While(self, node):
+        node.test, known = self.condition(node.test)
+        return self.block(node.orelse) if known is False else self.generic_visit(node)
+
+    def visit_For(self, node):
+        node.iter = self.visit(node.iter)
+        source, empty = node.iter, self.evaluate(node.iter) == ()
+        if isinstance(source, ast.Call) and isinstance(source.func, ast.Name) and source.func.id == "range" and self.is_builtin(source.func):
+            edges = UNKNOWN if source.keywords or len(source.args) > 2 else self.evaluate.all(source.args)
+            empty = edges is not UNKNOWN and all(type(edge) is int for edge in edges) and not range(*edges) and len(edges) > 0
+        return self.block(node.orelse) if empty else self.generic_visit(node)
+
+    def visit_Assert(self, node):
+        node.test, known = self.condition(node.test)
+        return None if known is True else self.generic_visit(node)
+
+    def visit_Assign(self, node):
+        target = assigned_name(node)
+        self.generic_visit(node)
+        return None if target and self.drop(target, target.id) and effect_free(node.value) else node
+
+    def visit_AnnAssign(self, node):
+        target = assigned_name(node)
+        if node.value:
+            node.value = self.visit(node.value)
+        return None if target and self.drop(target, target.id) and effect_free(node.value) else node
+
+    def visit_FunctionDef(self, node):
+        defaults = [default for default in node.args.defaults + node.args.kw_defaults if default]
+        scope = next(scope for scope in self.names.scopes if scope.node is node)
+        if (scope.parent, node.name) in self.unused and not node.decorator_list and all(map(effect_free, defaults)):
+            return None
+        return self.generic_visit(node)
+
+    def drop(self, target, name):
+        return (self.names.homes.get(target), name) in self.unused

@@ -1,0 +1,214 @@
+"""Every setting that can change a trained model or its score: frozen dataclasses, one line of help a field.
+
+`Config` holds static settings: they fold into the counted file as literals. `RunArgs` holds facts of one run (paths, seed).
+Environment names are the field names in capitals unless `env` says otherwise, so they are unique across sections.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+from trit.setting import setting
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    name: str = setting("unet", "architecture: the file name in trit/models", env="ARCHITECTURE")
+    vocab_size: int = setting(1024, "number of token ids the model predicts")
+    num_layers: int = setting(4, "blocks, encoder half and decoder half together")
+    model_dim: int = setting(128, "width of the residual stream")
+    num_heads: int = setting(4, "query heads")
+    num_kv_heads: int = setting(2, "key and value heads; divides num_heads")
+    mlp_mult: int = setting(4, "hidden width of the MLP as a multiple of model_dim")
+    embed_dim: int = setting(64, "width of the factorised tied embedding; equal to model_dim means no factorisation")
+    logit_softcap: float = setting(30.0, "logits are bounded to plus or minus this value")
+    rope_base: float = setting(5000.0, "base of the rotary frequencies")
+    partial_rope_dims: int = setting(16, "dimensions of each head that are rotated; even, at most the head width")
+    yarn_max_len: int = setting(4096, "longest context the YaRN frequency ramp is made for; at least train_seq_len")
+    qk_gain_init: float = setting(2.25, "initial per-head gain on normalised queries")
+    value_residual: bool = setting(True, "mix the first layer's values into later layers (VRL)", env="VRL_ENABLED")
+    xsa_layers: int = setting(0, "number of last layers that remove each token's own value direction (XSA); 0 is off")
+    embed_init_std: float = setting(0.02, "standard deviation of the embedding at the start", env="TIED_EMBED_INIT_STD")
+
+
+@dataclass(frozen=True)
+class EngramConfig:
+    engram_buckets: int = setting(0, "rows of each hashed n-gram table; 0 switches the memory off", env="BIGRAM_HASH_BUCKETS")
+    engram_heads: int = setting(2, "hash functions for each n-gram order", env="ENGRAM_NUM_HEADS")
+    engram_orders: int = setting(2, "n-gram orders: 1 bigrams, 2 adds trigrams, 3 adds 4-grams", env="ENGRAM_NUM_ORDERS")
+    engram_row_dim: int = setting(32, "width of one table row")
+    engram_layer: int = setting(0, "encoder layer before which the memory is added", env="ENGRAM_INJECT_LAYER")
+
+
+@dataclass(frozen=True)
+class QuantConfig:
+    matrix_scheme: str = setting("ternary", "storage of the large matrices", choices=("ternary", "int", "fp16"))
+    matrix_bits: int = setting(4, "bits of the large matrices where matrix_scheme is int")
+    bitnet_group_size: int = setting(128, "weights that share one ternary scale, inside a row")
+    ternary_threshold: float = setting(0.5, "weights below this share of the group's mean magnitude become zero")
+    ternary_scale: str = setting("absmean", "group scale: mean magnitude, or least squares", choices=("absmean", "least_squares"))
+    int_clip: float = setting(2.5, "range of the integer grids in multiples of the group's RMS")
+    embed_bits: int = setting(4, "bits of the embedding rows, 2 to 8")
+    embed_group_size: int = setting(64, "embedding weights that share one scale")
+    engram_bits: int = setting(4, "bits of the engram rows, 2 to 8; 1 stores them ternary")
+    engram_group_size: int = setting(4096, "engram weights that share one scale; a multiple or a divisor of the row")
+    full_precision_fraction: float = setting(0.0, "share of the budget trained before rounding is switched on")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    train_seq_len: int = setting(256, "tokens in a training window")
+    train_batch_tokens: int = setting(4096, "tokens in an optimiser step, all ranks together")
+    grad_accum_steps: int = setting(1, "micro-batches summed into a step, on each rank")
+    iterations: int = setting(20000, "most optimiser steps; the wall clock usually ends the run first")
+    max_wallclock_seconds: float = setting(300.0, "training seconds; 0 means that iterations alone end the run")
+    warmup_steps: int = setting(2, "steps run before the clock starts, with every state restored afterwards")
+    matrix_lr: float = setting(0.02, "Muon learning rate of the matrices")
+    scalar_lr: float = setting(0.01, "Adam learning rate of gains, scales and biases")
+    embed_lr: float = setting(0.01, "Adam learning rate of the tied embedding", env="TIED_EMBED_LR")
+    engram_lr: float = setting(0.015, "Adam learning rate of the engram tables")
+    muon_momentum: float = setting(0.95, "Nesterov momentum of Muon")
+    muon_backend_steps: int = setting(5, "Newton-Schulz iterations of Muon")
+    muon_row_norm: bool = setting(False, "normalise the rows of the momentum before orthogonalising (MuonEq-R)")
+    muon_wd: float = setting(0.0, "decoupled weight decay of the matrices")
+    adam_wd: float = setting(0.0, "decoupled weight decay of the embedding; 1-D parameters and tables never decay")
+    beta1: float = setting(0.9, "Adam first-moment decay")
+    beta2: float = setting(0.95, "Adam second-moment decay")
+    adam_eps: float = setting(1e-8, "Adam denominator floor")
+    grad_clip_norm: float = setting(1.0, "global gradient norm limit; 0 switches clipping off")
+    warmup_fraction: float = setting(0.01, "share of the budget in which the learning rate rises")
+    warmdown_fraction: float = setting(0.4, "share of the budget in which the learning rate falls, at the end")
+    min_lr: float = setting(0.0, "learning rate at the end as a share of the peak")
+    ema_decay: float = setting(0.0, "decay of the moving average of weights; 0 switches it off")
+    ema_start_fraction: float = setting(0.4, "share of the budget after which averaging starts")
+    compute_dtype: str = setting("float32", "type of activations and products", choices=("float32", "bfloat16"))
+    compile: bool = setting(False, "compile the training step (torch.compile, or mx.compile)", env="TORCH_COMPILE")
+    log_every: int = setting(50, "steps between log lines", env="TRAIN_LOG_EVERY")
+    checkpoint_every: int = setting(0, "steps between checkpoints; 0 writes one at the end and at Ctrl-C only")
+
+
+@dataclass(frozen=True)
+class CompressConfig:
+    calibration_tokens: int = setting(16384, "tokens of held-out training text that calibration may read")
+    calibration_evals: int = setting(48, "most loss evaluations calibration may spend; 0 switches the search off")
+    calibration_seconds: float = setting(60.0, "most seconds calibration may spend")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    eval_seq_len: int = setting(256, "tokens in an evaluation window")
+    eval_stride: int = setting(64, "tokens newly scored in each window; eval_seq_len itself gives plain chunks")
+    eval_batch_seqs: int = setting(32, "windows evaluated together; the score does not depend on it")
+
+
+@dataclass(frozen=True)
+class TrackConfig:
+    track: str = setting("demo_cpu_256kb", "contest category, an entry of configs/tracks.toml")
+    cap_bytes: int = setting(256_000, "most bytes of counted code and artifact together, decimal")
+    train_seconds: float = setting(300.0, "most seconds of training the track allows", env="TRACK_TRAIN_SECONDS")
+    eval_seconds: float = setting(600.0, "most seconds of evaluation the track allows", env="TRACK_EVAL_SECONDS")
+
+
+@dataclass(frozen=True)
+class Config:
+    """All static settings. `arch` is the `ArchConfig` of the architecture that `model.name` names."""
+
+    model: ModelConfig
+    arch: object
+    engram: EngramConfig
+    quant: QuantConfig
+    train: TrainConfig
+    compress: CompressConfig
+    eval: EvalConfig
+    track: TrackConfig
+
+
+@dataclass(frozen=True)
+class RunArgs:
+    """Facts of one run. They may differ between runs of the same configuration and never fold into the counted file."""
+
+    data_path: str = setting("data/pydocs_sp512", "folder of token shards")
+    tokenizer_path: str = setting("", "tokenizer model file, or byte260; empty takes what the data folder's manifest names")
+    seed: int = setting(1337, "seed of the initial weights and of the order of the data")
+    run_id: str = setting("run", "name of the run, and of its folder in runs/")
+    out_path: str = setting("", "folder of the run's files; empty means runs/<run_id>")
+    resume: bool = setting(False, "continue from the run folder's checkpoint")
+
+
+SECTIONS = {
+    "model": ModelConfig,
+    "engram": EngramConfig,
+    "quant": QuantConfig,
+    "train": TrainConfig,
+    "compress": CompressConfig,
+    "eval": EvalConfig,
+    "track": TrackConfig,
+}
+
+
+def nearest_multiples(value, step):
+    """The two multiples of `step` around `value`, both positive."""
+    below = value // step * step
+    return (below, below + step) if below else (step,)
+
+
+def validate(config, world_size=1):
+    """Raise ValueError naming the setting, its value and what would be right. Pure; run before any device work."""
+    model, train, quant, engram, evaluation = config.model, config.train, config.quant, config.engram, config.eval
+
+    def require(holds, name, value, reason):
+        if not holds:
+            raise ValueError(f"{name}={value} {reason}")
+
+    def divides(part, whole, part_name, whole_name):
+        near = " or ".join(str(n) for n in range(1, whole + 1) if whole % n == 0)
+        require(part > 0 and whole % part == 0, part_name, part, f"does not divide {whole_name}={whole}; possible: {near}")
+
+    for section in dataclasses.fields(config):
+        values = getattr(config, section.name)
+        for field in dataclasses.fields(values):
+            choices = field.metadata.get("choices")
+            value = getattr(values, field.name)
+            require(not choices or value in choices, f"{section.name}.{field.name}", value, f"is unknown; possible: {choices}")
+    for name in ("vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads", "mlp_mult", "embed_dim"):
+        require(getattr(model, name) > 0, f"model.{name}", getattr(model, name), "must be positive")
+    require(model.vocab_size <= 65536, "model.vocab_size", model.vocab_size, "does not fit the shards' 16-bit ids; at most 65536")
+    require(model.embed_dim <= model.model_dim, "model.embed_dim", model.embed_dim, f"exceeds model.model_dim={model.model_dim}")
+    divides(model.num_heads, model.model_dim, "model.num_heads", "model.model_dim")
+    divides(model.num_kv_heads, model.num_heads, "model.num_kv_heads", "model.num_heads")
+    head_dim = model.model_dim // model.num_heads
+    rope = model.partial_rope_dims
+    require(rope % 2 == 0 and 2 <= rope <= head_dim, "model.partial_rope_dims", rope, f"must be even, from 2 to the head width {head_dim}")
+    longest = max(train.train_seq_len, evaluation.eval_seq_len)
+    require(model.yarn_max_len >= longest, "model.yarn_max_len", model.yarn_max_len, f"is below the longest window {longest}")
+    require(0 <= model.xsa_layers <= model.num_layers, "model.xsa_layers", model.xsa_layers, f"must be 0 to {model.num_layers}")
+    require(model.logit_softcap > 0, "model.logit_softcap", model.logit_softcap, "must be positive")
+    if engram.engram_buckets:
+        encoder = model.num_layers // 2
+        require(0 <= engram.engram_layer <= encoder, "engram.engram_layer", engram.engram_layer, f"is outside the encoder, 0 to {encoder}")
+        require(1 <= engram.engram_orders <= 3, "engram.engram_orders", engram.engram_orders, "must be 1, 2 or 3")
+        require(engram.engram_heads > 0 and engram.engram_row_dim > 0, "engram.engram_heads", engram.engram_heads, "and engram_row_dim must be positive")
+    require(2 <= quant.embed_bits <= 8, "quant.embed_bits", quant.embed_bits, "must be 2 to 8")
+    require(2 <= quant.matrix_bits <= 8, "quant.matrix_bits", quant.matrix_bits, "must be 2 to 8")
+    require(1 <= quant.engram_bits <= 8, "quant.engram_bits", quant.engram_bits, "must be 1 (ternary) to 8")
+    require(quant.bitnet_group_size > 0, "quant.bitnet_group_size", quant.bitnet_group_size, "must be positive")
+    require(0 < quant.ternary_threshold < 2, "quant.ternary_threshold", quant.ternary_threshold, "must lie between 0 and 2")
+    for name in ("warmup_fraction", "warmdown_fraction", "min_lr", "ema_start_fraction"):
+        require(0 <= getattr(train, name) <= 1, f"train.{name}", getattr(train, name), "must lie between 0 and 1")
+    require(0 <= quant.full_precision_fraction < 1, "quant.full_precision_fraction", quant.full_precision_fraction, "must be at least 0 and below 1")
+    require(0 <= train.ema_decay < 1, "train.ema_decay", train.ema_decay, "must be at least 0 and below 1")
+    require(train.iterations > 0, "train.iterations", train.iterations, "must be positive")
+    require(train.log_every > 0, "train.log_every", train.log_every, "must be positive")
+    require(train.train_seq_len > 1 and train.grad_accum_steps > 0, "train.train_seq_len", train.train_seq_len, "and grad_accum_steps must be positive")
+    step = world_size * train.grad_accum_steps * train.train_seq_len
+    near = " or ".join(map(str, nearest_multiples(train.train_batch_tokens, step)))
+    require(
+        train.train_batch_tokens > 0 and train.train_batch_tokens % step == 0,
+        "train.train_batch_tokens",
+        train.train_batch_tokens,
+        f"is not a multiple of world_size*grad_accum_steps*train_seq_len = {step}; nearest {near}",
+    )
+    cap = config.track.train_seconds
+    require(not cap or 0 < train.max_wallclock_seconds <= cap, "train.max_wallclock_seconds", train.max_wallclock_seconds, f"exceeds what the track allows, {cap}")
+    stride = evaluation.eval_stride
+    require(0 < stride <= evaluation.eval_seq_len, "eval.eval_stride", stride, f"must be 1 to eval.eval_seq_len={evaluation.eval_seq_len}")
+    require(evaluation.eval_batch_seqs > 0, "eval.eval_batch_seqs", evaluation.eval_batch_seqs, "must be positive")

@@ -1,0 +1,251 @@
+"""python -m trit.data.prepare: a corpus and a tokenizer in, a folder of token shards out.
+
+The folder holds shards, the tokenizer's model and manifest.json. It is built beside its place and renamed when whole, so a
+folder that exists is complete. Each document is BOS and its ids, without EOS; documents may straddle shards.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from trit.data.byte_count import byte_table, token_bytes
+from trit.data.corpus import is_validation, open_corpus
+from trit.data.files import atomic_write
+from trit.data.manifest import MANIFEST_NAME, file_sha256, read_manifest, tokenizer_sha256
+from trit.data.shards import shard_length, write_shard
+from trit.data.tokenizer import BOS_ID, SPECS_FILE, find_spec, open_tokenizer, spec_digest, train_model
+
+SHARD_TOKENS = 100_000_000
+TOKENIZER_BYTES = 20_000_000
+BATCH_DOCUMENTS = 64
+
+
+def read_split(corpora, part):
+    """Documents of `part` ("train" or "val"); `corpora` maps both parts to corpus names: one name for both is split by hash."""
+    by_hash = corpora["train"] == corpora["val"]
+    empty = True
+    for document in open_corpus(corpora[part]):
+        if not by_hash or is_validation(document) == (part == "val"):
+            empty = False
+            yield document
+    if empty:
+        raise ValueError(
+            f"corpus {corpora[part]}: no document falls into the {part} split; give --train and --val files, or more documents"
+        )
+
+
+def document_key(document, purpose=b""):
+    """A 64-bit number that stands for a document; each `purpose` has its own."""
+    return int.from_bytes(hashlib.blake2b(document.encode("utf-8"), digest_size=8, person=purpose).digest(), "big")
+
+
+def survey(documents):
+    """Documents, UTF-8 bytes and SHA-256 of a sequence of documents, read once."""
+    count, size, digest = 0, 0, hashlib.sha256()
+    for document in documents:
+        data = document.encode("utf-8")
+        count, size = count + 1, size + len(data)
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return {"documents": count, "text_bytes": size, "text_sha256": digest.hexdigest()}
+
+
+def shared_documents(corpora):
+    """How many training documents are validation documents too; none can be where a hash divides one corpus."""
+    if corpora["train"] == corpora["val"]:
+        return 0
+    held_out = {document_key(document) for document in read_split(corpora, "val")}
+    return sum(document_key(document) in held_out for document in read_split(corpora, "train"))
+
+
+def sample(documents, share):
+    """About `share` of the documents, chosen by their hash (another one than the split's) in their order."""
+    for document in documents:
+        if document_key(document, b"tokenizer") < share * 2**64:
+            yield document
+
+
+def make_tokenizer(spec, vocab_file, folder, corpora, facts, tokenizer_bytes):
+    """Train, copy or name the tokenizer; returns it, its model lying in `folder`. Only training documents are read."""
+    if vocab_file:
+        target = folder / Path(vocab_file).name
+        atomic_write(target, Path(vocab_file).read_bytes())
+        return open_tokenizer(target)
+    if spec["kind"] in ("byte260", "byte", "pure_byte"):
+        return open_tokenizer("byte260")
+    if spec["kind"] not in ("sentencepiece_bpe", "sentencepiece"):
+        raise ValueError(f"tokenizer {spec['name']}: unknown kind {spec['kind']}; possible: byte260, sentencepiece_bpe")
+    share = min(1.0, tokenizer_bytes / facts["train"]["text_bytes"])
+    model = spec.get("reuse_model_path")
+    model = Path(model).read_bytes() if model else train_model(spec, sample(read_split(corpora, "train"), share))
+    if spec.get("sha256", hashlib.sha256(model).hexdigest()) != hashlib.sha256(model).hexdigest():
+        raise ValueError(f"tokenizer {spec['name']}: its model's sha256 is not the one in tokenizer_specs.json; retrain or mend the entry")
+    atomic_write(folder / spec["filename"], model)
+    return open_tokenizer(folder / spec["filename"], spec["name"])
+
+
+def write_split(documents, tokenizer, folder, prefix, shard_tokens, progress):
+    """Encode `documents` into shards `folder/prefix_%06d.bin`; returns (list of file records, accounting of the split)."""
+    table = byte_table(tokenizer.path, tokenizer.vocab_size)
+    files, pending, held = [], [], 0
+    account = {"tokens": 0, "counted_bytes": 0, "byte_mismatches": 0}
+
+    def flush(last=False):
+        nonlocal pending, held
+        while held >= shard_tokens or (last and held):
+            tokens = np.concatenate(pending)
+            path = folder / f"{prefix}_{len(files):06d}.bin"
+            write_shard(path, tokens[:shard_tokens])
+            files.append({"name": path.name, "tokens": min(held, shard_tokens), "sha256": file_sha256(path)})
+            pending = [tokens[shard_tokens:]]
+            held = len(pending[0])
+
+    def encode(batch):
+        nonlocal held
+        for text, ids in zip(batch, tokenizer.encode_batch(batch), strict=True):
+            tokens = np.concatenate([np.array([BOS_ID], np.uint16), ids])
+            counted = int(token_bytes(table, tokens[:-1], tokens[1:]).sum())
+            account["tokens"] += len(tokens)
+            account["counted_bytes"] += counted
+            account["byte_mismatches"] += counted != len(tokenizer.decode(ids).encode("utf-8"))
+            pending.append(tokens)
+            held += len(tokens)
+            progress.update(len(text.encode("utf-8")))
+        flush()
+
+    batch = []
+    for document in documents:
+        batch.append(document)
+        if len(batch) == BATCH_DOCUMENTS:
+            encode(batch)
+            batch = []
+    encode(batch)
+    flush(last=True)
+    return files, account
+
+
+def is_complete(folder, inputs):
+    """Whether `folder` was made from the same inputs and holds every file of its manifest, whole."""
+    manifest = read_manifest(folder)
+    if not manifest or manifest.get("inputs") != inputs:
+        return False
+    try:
+        shards_whole = all(shard_length(folder / file["name"]) == file["tokens"] for file in manifest["files"])
+        model = manifest["tokenizer"]["file"]
+        return shards_whole and (not model or tokenizer_sha256(folder / model) == manifest["tokenizer"]["sha256"])
+    except (OSError, ValueError):
+        return False
+
+
+def prepare(corpora, out, spec=None, vocab_file="", shard_tokens=SHARD_TOKENS, tokenizer_bytes=TOKENIZER_BYTES, say=print):
+    """Make the data folder `out` and return its manifest.
+
+    `corpora` is {"train": name, "val": name} (see `open_corpus`); equal names are split by a hash of each document.
+    `spec` is an entry of tokenizer_specs.json, or `vocab_file` an existing .model. `tokenizer_bytes` bounds the training
+    text a tokenizer is trained on, `shard_tokens` the length of a shard. The same inputs give the same files.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST_NAME).exists())):
+        raise ValueError(f"{out}: exists and is no data folder; give --out a new name")
+    if shard_tokens <= 0 or tokenizer_bytes <= 0:
+        raise ValueError(f"shard_tokens={shard_tokens} and tokenizer_bytes={tokenizer_bytes} must be positive")
+    facts = {part: survey(read_split(corpora, part)) for part in ("train", "val")}
+    identity = file_sha256(vocab_file) if vocab_file else [spec_digest(spec), spec.get("reuse_model_path"), tokenizer_bytes]
+    texts = [facts[part]["text_sha256"] for part in ("train", "val")]
+    inputs = hashlib.sha256(json.dumps([texts, identity, shard_tokens]).encode()).hexdigest()
+    if is_complete(out, inputs):
+        say(f"{out}: complete already, nothing to do")
+        return read_manifest(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial, old = out.parent / f".{out.name}.partial", out.parent / f".{out.name}.old"
+    for folder in (partial, old):
+        shutil.rmtree(folder, ignore_errors=True)
+    partial.mkdir()
+    try:
+        say(
+            f"tokenizer: {vocab_file or spec['name']}, {facts['train']['documents']} training documents, {facts['train']['text_bytes']} bytes"
+        )
+        tokenizer = make_tokenizer(spec, vocab_file, partial, corpora, facts, tokenizer_bytes)
+        if spec and tokenizer.vocab_size != spec["vocab_size"]:
+            say(f"tokenizer: {tokenizer.vocab_size} pieces where {spec['vocab_size']} were asked for: the text gives no more")
+        manifest = {
+            "version": 1,
+            "name": out.name,
+            "corpus": {part: Path(corpora[part]).name for part in corpora},
+            "tokenizer": {
+                "name": tokenizer.name,
+                "kind": tokenizer.kind,
+                "file": "" if tokenizer.path == "byte260" else Path(tokenizer.path).name,
+                "sha256": tokenizer.sha256,
+                "vocab_size": tokenizer.vocab_size,
+                "bos_id": tokenizer.bos_id,
+                "lossless": tokenizer.lossless,
+            },
+            "append_eos": False,
+            "shard_size": shard_tokens,
+            "splits": {},
+            "files": [],
+        }
+        for part in ("train", "val"):
+            size = facts[part]["text_bytes"]
+            with tqdm(total=size, unit="B", unit_scale=True, desc=part, disable=not sys.stderr.isatty()) as progress:
+                files, account = write_split(read_split(corpora, part), tokenizer, partial, f"{out.name}_{part}", shard_tokens, progress)
+            manifest["splits"][part] = facts[part] | account | {"files": len(files)}
+            manifest["files"] += files
+            share = account["tokens"] / max(account["counted_bytes"], 1)
+            say(f"{part}: {facts[part]['documents']} documents, {size} bytes, {account['tokens']} tokens, {share:.4f} tokens per byte")
+            if account["byte_mismatches"]:
+                say(
+                    f"warning: {account['byte_mismatches']} {part} documents count other bytes than they decode to; do not quote a score from them"
+                )
+        manifest["shared_documents"] = shared_documents(corpora)
+        if manifest["shared_documents"]:
+            say(
+                f"warning: {manifest['shared_documents']} training documents are validation documents too; scores on this split mean little"
+            )
+        manifest["inputs"] = inputs
+        atomic_write(partial / MANIFEST_NAME, (json.dumps(manifest, indent=1) + "\n").encode())
+        if out.exists():
+            os.replace(out, old)
+        os.replace(partial, out)
+    finally:
+        for folder in (partial, old):
+            shutil.rmtree(folder, ignore_errors=True)
+    return manifest
+
+
+def main(arguments=None):
+    """Command line of this module."""
+    parser = argparse.ArgumentParser(prog="python -m trit.data.prepare", description="Turn text into a folder of token shards.")
+    parser.add_argument("--corpus", default="pydocs", help="pydocs, a .jsonl or .jsonl.zst file, or a folder of .txt files; split by hash")
+    parser.add_argument("--train", help="training corpus, where validation is a separate one")
+    parser.add_argument("--val", help="validation corpus, with --train")
+    parser.add_argument("--tokenizer", default="sp_bpe_512", help="entry of the tokenizer specs")
+    parser.add_argument("--specs", default=SPECS_FILE, help="tokenizer specs, tokenizer_specs.json by default")
+    parser.add_argument("--vocab-file", default="", help="existing SentencePiece .model, instead of --tokenizer")
+    parser.add_argument("--out", required=True, help="data folder to make")
+    parser.add_argument("--shard-tokens", type=int, default=SHARD_TOKENS, help="tokens in a shard")
+    parser.add_argument(
+        "--tokenizer-bytes", type=int, default=TOKENIZER_BYTES, help="most bytes of training text a tokenizer is trained on"
+    )
+    options = parser.parse_args(arguments)
+    if bool(options.train) != bool(options.val):
+        parser.error("--train and --val go together; without them --corpus is split by a hash of each document")
+    corpora = {"train": options.train or options.corpus, "val": options.val or options.corpus}
+    try:
+        spec = None if options.vocab_file else find_spec(options.tokenizer, options.specs)
+        prepare(corpora, options.out, spec, options.vocab_file, options.shard_tokens, options.tokenizer_bytes)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

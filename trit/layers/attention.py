@@ -1,0 +1,74 @@
+"""Causal grouped-query attention with normalised queries and keys, partial rotary positions, value residual and XSA.
+
+Shapes: B batch, T time, H query heads, K key heads, D head width, C model width.
+"""
+
+from trit.layers.linear import normed_project, normed_projection_specs, project
+from trit.params import matrix_spec, scalar_spec
+
+
+def attention_specs(cfg, name, first):
+    """Parameters of one attention layer; the first one of a model has no earlier values to mix in."""
+    width = cfg.model.model_dim
+    head_dim = cfg.model.model_dim // cfg.model.num_heads
+    specs = [
+        matrix_spec(cfg, name + ".qkv", width + 2 * cfg.model.num_kv_heads * head_dim, width, 0.02),
+        scalar_spec(name + ".q_gain", (cfg.model.num_heads, 1, 1), cfg.model.qk_gain_init),
+    ]
+    if cfg.model.value_residual and not first:
+        specs.append(scalar_spec(name + ".value_mix", (1,), 4.0))
+    return specs + normed_projection_specs(cfg, name + ".out", width, width, 0.02)
+
+
+def rope_frequencies(ops, cfg, like):
+    """YaRN-ramped rotary frequencies (partial_rope_dims / 2,) in radians a position."""
+    half = cfg.model.partial_rope_dims // 2
+    index = ops.arange(half, like)
+    frequencies = ops.exp(index * (-2.0 / cfg.model.partial_rope_dims) * ops.log(ops.zeros((1,), index) + cfg.model.rope_base))
+    if cfg.model.yarn_max_len == cfg.train.train_seq_len:
+        return frequencies
+    ramp = ops.clip((index / half - 0.25) / 0.75, 0.0, 1.0)
+    return frequencies / (1.0 + ramp * (cfg.model.yarn_max_len / cfg.train.train_seq_len - 1.0))
+
+
+def rotary_tables(ops, cfg, length, like):
+    """cos and sin (T, partial_rope_dims / 2) of every position's angles."""
+    positions = ops.reshape(ops.arange(length, like), (-1, 1))
+    angles = positions * rope_frequencies(ops, cfg, positions)
+    return ops.cast(ops.cos(angles), cfg.train.compute_dtype), ops.cast(ops.sin(angles), cfg.train.compute_dtype)
+
+
+def rotate(ops, cfg, x, rotary):
+    """Rotate the first partial_rope_dims of x (B, H, T, D), halves paired; the rest carries no position."""
+    cos, sin = rotary
+    half = cfg.model.partial_rope_dims // 2
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return ops.concat([a * cos - b * sin, b * cos + a * sin, rest], -1)
+
+
+def attention_layer(ops, p, cfg, name, x, rotary, first_values, exclude_self):
+    """x (B, T, C) -> (output (B, T, C), values (B, K, T, D)). `first_values` is None in the first layer.
+
+    `exclude_self` removes from every output its projection on the token's own value (XSA, corrected form).
+    """
+    batch, length = x.shape[0], x.shape[1]
+    heads, kv_heads = cfg.model.num_heads, cfg.model.num_kv_heads
+    head_dim = cfg.model.model_dim // cfg.model.num_heads
+    qkv = ops.reshape(project(ops, p, name + ".qkv", x), (batch, length, heads + 2 * kv_heads, head_dim))
+    qkv = ops.permute(qkv, (0, 2, 1, 3))
+    q = rotate(ops, cfg, ops.rms_norm(qkv[:, :heads]), rotary) * p[name + ".q_gain"]
+    k = rotate(ops, cfg, ops.rms_norm(qkv[:, heads : heads + kv_heads]), rotary)
+    v = qkv[:, heads + kv_heads :]
+    if cfg.model.value_residual:
+        if first_values is not None:
+            keep = ops.sigmoid(p[name + ".value_mix"])
+            v = keep * v + (1.0 - keep) * first_values
+    y = ops.attention(q, k, v)
+    if cfg.model.xsa_layers:
+        if exclude_self:
+            grouped = ops.reshape(y, (batch, kv_heads, heads // kv_heads, length, head_dim))
+            own = ops.reshape(v, (batch, kv_heads, 1, length, head_dim))
+            share = ops.sum(grouped * own, -1, True) / (ops.sum(own * own, -1, True) + 1e-6)
+            y = ops.reshape(grouped - share * own, (batch, heads, length, head_dim))
+    y = ops.reshape(ops.permute(y, (0, 2, 1, 3)), (batch, length, heads * head_dim))
+    return normed_project(ops, p, name + ".out", y), v

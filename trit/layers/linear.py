@@ -1,0 +1,22 @@
+"""Matrix products by parameter name, so that calibration can observe the inputs of every stored matrix."""
+
+from trit.params import matrix_spec, scalar_spec
+
+
+def project(ops, p, name, x):
+    """`x` (..., I) times the matrix called `name` (O, I) -> (..., O). Where `p` holds a dict under "taps", the mean square of
+    every input channel (I,) is left there under the matrix's name."""
+    if "taps" in p:
+        flat = ops.cast(ops.reshape(x, (-1, x.shape[-1])), "float32")
+        p["taps"][name] = ops.mean(flat * flat, 0)
+    return ops.linear(x, p[name])
+
+
+def normed_projection_specs(cfg, name, rows, columns, std):
+    """A matrix whose input is normalised first, with a learned gain for every input channel."""
+    return [scalar_spec(name + ".gain", (columns,), 1.0), matrix_spec(cfg, name, rows, columns, std)]
+
+
+def normed_project(ops, p, name, x):
+    """RMS-normalise `x` (..., I), scale its channels and multiply by the matrix called `name` -> (..., O)."""
+    return project(ops, p, name, ops.rms_norm(x) * p[name + ".gain"])

@@ -1,0 +1,16 @@
+"""One file per architecture, found by file name. Each exports `ArchConfig`, `param_specs(cfg)` and `forward(ops, p, cfg, tokens)`."""
+
+import importlib
+import pkgutil
+
+
+def arch_names():
+    """Names of all architectures, sorted."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def load_arch(name):
+    """The architecture module called `name`; ValueError lists the known ones."""
+    if name not in arch_names():
+        raise ValueError(f"unknown architecture {name!r}; known: {', '.join(arch_names())}")
+    return importlib.import_module(f"{__name__}.{name}")

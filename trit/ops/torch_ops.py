@@ -1,0 +1,182 @@
+"""The array vocabulary in PyTorch. Everything above it is written once; `mlx_ops` is its twin and numpy the exchange type.
+
+Only what the operators of the array types themselves (+ - * / @ ^ & >> comparison, slicing) do not give alike. Axes follow numpy.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as functional
+
+
+def from_numpy(array, like=None):
+    """numpy array -> tensor (a copy), on the device of `like` where given."""
+    tensor = torch.from_numpy(np.array(array))
+    return tensor if like is None else tensor.to(like.device)
+
+
+def to_numpy(x):
+    """Tensor -> numpy array (bfloat16 widens to float32)."""
+    x = x.detach()
+    return (x.float() if x.dtype == torch.bfloat16 else x).cpu().numpy()
+
+
+def cast(x, dtype):
+    """`x` as float32, bfloat16, float16, int32 or int64."""
+    return x.to(getattr(torch, dtype))
+
+
+def zeros(shape, like):
+    """Zeros of `shape` with the type and device of `like`."""
+    return torch.zeros(shape, dtype=like.dtype, device=like.device)
+
+
+def arange(count, like):
+    """0 .. count-1 as float32 on the device of `like`."""
+    return torch.arange(count, dtype=torch.float32, device=like.device)
+
+
+def reshape(x, shape):
+    return x.reshape(shape)
+
+
+def permute(x, axes):
+    return x.permute(axes)
+
+
+def swap_last(x):
+    """Transpose of the last two axes."""
+    return x.transpose(-1, -2)
+
+
+def concat(parts, axis):
+    return torch.cat(parts, axis)
+
+
+def stack(parts, axis):
+    return torch.stack(parts, axis)
+
+
+def pad(x, widths):
+    """Zeros around `x`; `widths` is ((before, after), ...) for every axis."""
+    return functional.pad(x, [count for pair in reversed(widths) for count in pair])
+
+
+def take(table, indices):
+    """Rows of `table` (N, D) at integer `indices` of any shape -> (..., D)."""
+    return functional.embedding(indices, table)
+
+
+def where(condition, a, b):
+    return torch.where(condition, a, b)
+
+
+def sum(x, axis=None, keepdims=False):
+    return torch.sum(x) if axis is None else torch.sum(x, axis, keepdim=keepdims)
+
+
+def mean(x, axis=None, keepdims=False):
+    return torch.mean(x) if axis is None else torch.mean(x, axis, keepdim=keepdims)
+
+
+def max(x, axis=None, keepdims=False):
+    return torch.amax(x) if axis is None else torch.amax(x, axis, keepdim=keepdims)
+
+
+def abs(x):
+    return torch.abs(x)
+
+
+def sign(x):
+    return torch.sign(x)
+
+
+def round(x):
+    """Nearest integer, ties to even."""
+    return torch.round(x)
+
+
+def clip(x, low, high):
+    return torch.clamp(x, low, high)
+
+
+def maximum(x, low):
+    """`x` but at least the number `low`."""
+    return torch.clamp_min(x, low)
+
+
+def exp(x):
+    return torch.exp(x)
+
+
+def log(x):
+    return torch.log(x)
+
+
+def sqrt(x):
+    return torch.sqrt(x)
+
+
+def rsqrt(x):
+    return torch.rsqrt(x)
+
+
+def cos(x):
+    return torch.cos(x)
+
+
+def sin(x):
+    return torch.sin(x)
+
+
+def sigmoid(x):
+    return torch.sigmoid(x)
+
+
+def tanh(x):
+    return torch.tanh(x)
+
+
+def softmax(x, axis):
+    return torch.softmax(x, axis)
+
+
+def logsumexp(x, axis):
+    return torch.logsumexp(x, axis)
+
+
+def leaky_relu(x, slope):
+    return functional.leaky_relu(x, slope)
+
+
+def isfinite(x):
+    return torch.isfinite(x)
+
+
+def linear(x, weight):
+    """(..., I) and (O, I) -> (..., O)."""
+    return functional.linear(x, weight)
+
+
+def rms_norm(x):
+    """`x` divided by the root mean square of its last axis (epsilon 1e-6)."""
+    return functional.rms_norm(x, x.shape[-1:], eps=1e-6)
+
+
+def attention(q, k, v):
+    """Causal attention: q (B, H, T, D), k and v (B, K, T, D) with K dividing H; scores are scaled by 1/sqrt(D). -> (B, H, T, D)."""
+    return functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def cross_entropy(logits, targets):
+    """Negative log-likelihood in nats of integer `targets` (...) under float32 `logits` (..., V) -> (...)."""
+    flat = functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1).long(), reduction="none")
+    return flat.reshape(targets.shape)
+
+
+def stop_gradient(x):
+    return x.detach()
+
+
+def straight_through(x, value):
+    """`value` going forward, the gradient of `x` going back (STE)."""
+    return value.detach() + (x - x.detach())

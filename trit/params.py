@@ -1,0 +1,53 @@
+"""A model's tensors as a table: `ParamSpec` rows fix name, shape, start, optimiser group and storage. Shared by both backends."""
+
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+
+
+class ParamSpec(NamedTuple):
+    """One tensor. `init` is normal (value: standard deviation) or constant; `group` is matrix (Muon), embed, engram or scalar (Adam);
+    `scheme` is ternary, int (of `bits`) or fp16; `group_size` weights share one scale."""
+
+    name: str
+    shape: tuple
+    init: str = "normal"
+    value: float = 0.02
+    group: str = "matrix"
+    scheme: str = "fp16"
+    bits: int = 16
+    group_size: int = 0
+    lr_scale: float = 1.0
+
+
+def matrix_spec(cfg, name, rows, columns, std):
+    """A large matrix (rows, columns) in the storage that `quant.matrix_scheme` names, trained by Muon."""
+    group_size = min(cfg.quant.bitnet_group_size, columns)
+    if cfg.quant.matrix_scheme == "ternary":
+        return ParamSpec(name, (rows, columns), "normal", std, "matrix", "ternary", 2, group_size)
+    if cfg.quant.matrix_scheme == "int":
+        return ParamSpec(name, (rows, columns), "normal", std, "matrix", "int", cfg.quant.matrix_bits, group_size)
+    return ParamSpec(name, (rows, columns), "normal", std)
+
+
+def scalar_spec(name, shape, value):
+    """Gains, scales and biases: constant start, Adam without decay, stored in 16 bits."""
+    return ParamSpec(name, shape, "constant", value, "scalar")
+
+
+def init_params(specs, seed):
+    """{name: float32 array} drawn from (seed, name), so that a tensor's start does not depend on its neighbours."""
+    arrays = {}
+    for spec in specs:
+        if spec.init == "normal":
+            generator = np.random.default_rng([seed, zlib.crc32(spec.name.encode())])
+            arrays[spec.name] = (generator.standard_normal(spec.shape, dtype=np.float32) * np.float32(spec.value)).astype(np.float32)
+        else:
+            arrays[spec.name] = np.full(spec.shape, spec.value, np.float32)
+    return arrays
+
+
+def parameter_count(specs):
+    """Number of weights in the table."""
+    return sum(int(np.prod(spec.shape)) for spec in specs)

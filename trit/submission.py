@@ -1,0 +1,117 @@
+"""The counted program: train if there is no artifact, then reload the artifact's bytes, evaluate, and print.
+
+`train_gpt.py` and `build_submission.py` call the same functions, so the counted file and the package cannot drift apart.
+"""
+
+import os
+import time
+
+from trit.compress.calibrate import calibrate
+from trit.compress.pack import pack, unpack
+from trit.compress.quantize import dequantize, quantize
+from trit.data.byte_count import byte_table
+from trit.data.loader import calibration_tokens, open_loader, validation_tokens
+from trit.data.manifest import resolve_tokenizer
+from trit.eval.score import score_tokens, summarise
+from trit.params import init_params, parameter_count
+from trit.train.log import Log
+from trit.train.loop import train, wall_clock, warm_up
+from trit.train.torch_backend import evaluator, make_backend, observe, start_process, total_over_ranks
+
+
+def train_weights(ops, arch, cfg, process, data_path, seed, log, resumed, save):
+    """Train, or continue from `resumed` (state, step, seconds, loader position), -> ({name: float32 array}, TrainResult).
+
+    `save(state, step, seconds, position)` writes a checkpoint.
+    """
+    specs = arch.param_specs(cfg)
+    backend = make_backend(ops, arch, cfg, specs, init_params(specs, seed), process)
+    step, seconds, position = 0, 0.0, 0
+    if resumed:
+        state, step, seconds, position = resumed
+        backend.restore(state)
+    loader = open_loader(cfg, data_path, seed, process.rank, process.world, position)
+    log.line(f"model_params:{parameter_count(specs)} world_size:{process.world} grad_accum_steps:{cfg.train.grad_accum_steps} seed:{seed}")
+    begin = wall_clock()
+    warm_up(cfg, backend, seed)
+    log.line(f"warmup_step:{cfg.train.warmup_steps}/{cfg.train.warmup_steps} warmup_time:{(wall_clock() - begin) * 1000:.0f}ms")
+
+    def save_all(step, seconds):
+        save(backend.state(), step, seconds, loader.position)
+
+    try:
+        result = train(cfg, backend, loader, log, save_all, step, seconds, wall_clock)
+        save_all(result.steps, result.seconds)
+    finally:
+        loader.close()
+    return backend.export(), result
+
+
+def find_calibration(ops, arch, cfg, process, arrays, data_path, log):
+    """Calibration of trained `arrays` on the held-out slice of the training text."""
+    return calibrate(
+        ops,
+        cfg,
+        arch.param_specs(cfg),
+        arrays,
+        lambda weights: evaluator(ops, arch, cfg, weights, process),
+        lambda weights, inputs: observe(ops, arch, cfg, weights, inputs, process),
+        calibration_tokens(cfg, data_path),
+        log,
+    )
+
+
+def make_artifact(ops, arch, cfg, arrays, calibration):
+    """Trained arrays -> the artifact's bytes."""
+    specs = arch.param_specs(cfg)
+    return pack(specs, quantize(ops, cfg, specs, {name: ops.from_numpy(array) for name, array in arrays.items()}, calibration))
+
+
+def load_artifact(ops, arch, cfg, data):
+    """The artifact's bytes -> {name: float32 array}."""
+    specs = arch.param_specs(cfg)
+    return dequantize(ops, specs, unpack(specs, data))
+
+
+def score_arrays(ops, arch, cfg, process, arrays, data_path, tokenizer_path):
+    """(Score, losses float64 (positions,)) of weights, used as they are, on the validation split."""
+    tokens = validation_tokens(cfg, data_path)
+    table = byte_table(resolve_tokenizer(data_path, tokenizer_path), cfg.model.vocab_size)
+    losses, counts = score_tokens(cfg, evaluator(ops, arch, cfg, arrays, process), tokens, process.rank, process.world)
+    losses, counts = total_over_ranks(losses, process), total_over_ranks(counts, process)
+    return summarise(losses, counts, tokens, table), losses
+
+
+def write_bytes(path, data):
+    """Write aside, then rename: a crash leaves no half file."""
+    with open(path + ".tmp", "wb") as file:
+        file.write(data)
+    os.replace(path + ".tmp", path)
+
+
+def main(cfg, ops, arch):
+    """The counted file's program. Environment: DATA_PATH, TOKENIZER_PATH, SEED, ARTIFACT (default artifact.trit), LOSSES (a file
+    for the float64 losses)."""
+    process, log = start_process(), Log(int(os.environ.get("RANK", 0)))
+    data_path, tokenizer = os.environ.get("DATA_PATH", "data"), os.environ.get("TOKENIZER_PATH", "")
+    artifact = os.environ.get("ARTIFACT", "artifact.trit")
+    if not os.path.exists(artifact):
+        seed = int(os.environ.get("SEED", 1337))
+        arrays, _ = train_weights(ops, arch, cfg, process, data_path, seed, log, None, lambda *state: None)
+        calibration = find_calibration(ops, arch, cfg, process, arrays, data_path, log)
+        if process.rank == 0:
+            write_bytes(artifact, make_artifact(ops, arch, cfg, arrays, calibration))
+        total_over_ranks(0.0, process)
+    with open(artifact, "rb") as file:
+        data = file.read()
+    log.line(f"Serialized model: {len(data)} bytes")
+    begin = time.perf_counter()
+    score, losses = score_arrays(ops, arch, cfg, process, load_artifact(ops, arch, cfg, data), data_path, tokenizer)
+    spent = (time.perf_counter() - begin) * 1000
+    log.line(
+        f"final_ternary_roundtrip_exact val_loss:{score.loss:.8f} val_bpb:{score.bpb:.8f} tokens:{score.tokens} bytes:{score.bytes} "
+        f"stride:{cfg.eval.eval_stride} eval_time:{spent:.0f}ms"
+    )
+    if os.environ.get("LOSSES"):
+        if process.rank == 0:
+            write_bytes(os.environ["LOSSES"], losses.tobytes())

@@ -1,0 +1,85 @@
+"""The only training loop: budget clock, schedules, steps, progress lines, checkpoints. Knows nothing of arrays beyond numpy."""
+
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from trit.train.schedule import learning_rate_factor, training_progress
+
+
+class TrainResult(NamedTuple):
+    """Steps done, training seconds on the budget's clock, last loss in nats, steps skipped for non-finite gradients."""
+
+    steps: int
+    seconds: float
+    loss: float
+    skipped: int
+
+
+def warm_up(cfg, backend, seed):
+    """Run steps on random tokens and put every state back, so that compilation and caches stay off the clock (contest.md 1.9)."""
+    state = backend.state()
+    rows = cfg.train.train_batch_tokens // backend.world // cfg.train.train_seq_len
+    generator = np.random.default_rng(seed)
+    for index in range(cfg.train.warmup_steps):
+        tokens = generator.integers(0, cfg.model.vocab_size, (2, rows, cfg.train.train_seq_len)).astype(np.int32)
+        backend.step(tokens[0], tokens[1], 1.0, index % 2 == 0 or not cfg.quant.full_precision_fraction, False)
+    backend.restore(state)
+
+
+def progress_line(cfg, step, loss, seconds, tokens_per_second):
+    """The contest's step line, then speed and the time that is left."""
+    share = max(training_progress(cfg, step, seconds), 1e-9)
+    return (
+        f"step:{step}/{cfg.train.iterations} train_loss:{loss:.4f} train_time:{seconds * 1000:.0f}ms "
+        f"step_avg:{seconds * 1000 / max(step, 1):.2f}ms tok/s:{tokens_per_second:.0f} left:{seconds * (1.0 / share - 1.0):.0f}s"
+    )
+
+
+def train(cfg, backend, loader, log, save, step, seconds, clock):
+    """Train until the clock's budget or the iterations are spent -> TrainResult.
+
+    Starts at `step` with `seconds` already on the clock. `save(step, seconds)` writes a checkpoint. `clock()` gives seconds.
+    Ctrl-C saves and ends with KeyboardInterrupt. Three non-finite steps in a row raise FloatingPointError.
+    """
+    begin = clock() - seconds
+    loss, skipped, bad, mark, mark_step = float("nan"), 0, 0, seconds, step
+    try:
+        while True:
+            seconds = backend.slowest(clock() - begin)
+            progress = training_progress(cfg, step, seconds)
+            # A step that would end after the cap is not begun: the mean step so far says how long it takes.
+            pace = (seconds - mark) / (step - mark_step) if step > mark_step else 0.0
+            late = cfg.train.max_wallclock_seconds and seconds + pace > cfg.train.max_wallclock_seconds
+            if progress >= 1.0 or late:
+                break
+            inputs, targets = loader.next_batch()
+            rounded = progress >= cfg.quant.full_precision_fraction
+            averaging = progress >= cfg.train.ema_start_fraction
+            loss, norm = backend.step(inputs, targets, learning_rate_factor(cfg, progress), rounded, averaging)
+            bad = 0 if np.isfinite(norm) else bad + 1
+            skipped += bad > 0
+            if bad == 3:
+                raise FloatingPointError(f"gradients are not finite since step {step - 2}; lower train.matrix_lr or train.scalar_lr")
+            step += 1
+            if step % cfg.train.log_every == 0:
+                seconds = clock() - begin
+                speed = (step - mark_step) * cfg.train.train_batch_tokens / max(seconds - mark, 1e-9)
+                mark, mark_step = seconds, step
+                log.line(progress_line(cfg, step, loss, seconds, speed))
+                log.metrics(step=step, train_loss=loss, seconds=seconds, tokens_per_second=speed, gradient_norm=norm, skipped=skipped)
+            if cfg.train.checkpoint_every:
+                if step % cfg.train.checkpoint_every == 0:
+                    save(step, clock() - begin)
+    except KeyboardInterrupt:
+        save(step, clock() - begin)
+        raise
+    seconds = clock() - begin
+    log.line(f"stopping_early: wallclock_cap train_time:{seconds * 1000:.0f}ms step:{step}/{cfg.train.iterations}")
+    return TrainResult(step, seconds, loss, skipped)
+
+
+def wall_clock():
+    """Seconds that never go back."""
+    return time.perf_counter()

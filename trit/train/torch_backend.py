@@ -1,0 +1,154 @@
+"""The PyTorch side of training and evaluation: processes, gradients, the step. With `ops/torch_ops` the only importer of torch."""
+
+import os
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as distributed
+
+from trit.compress.quantize import fake_quantize
+from trit.train.optimizer import optimizer_state, optimizer_step
+
+
+class Process(NamedTuple):
+    """This process among its peers: rank, number of ranks, torch device name."""
+
+    rank: int
+    world: int
+    device: str
+
+
+class Backend(NamedTuple):
+    """What the training loop may ask of a backend. `step(inputs, targets, factor, rounded, averaging)` -> (loss, gradient norm);
+    `slowest(seconds)` -> the largest over ranks; `export()` -> {name: array}; `state()` and `restore(state)` hold everything."""
+
+    step: object
+    slowest: object
+    export: object
+    state: object
+    restore: object
+    rank: int
+    world: int
+
+
+def start_process():
+    """Join the process group that torchrun describes (if any) and choose the device."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device = "cpu"
+    if torch.cuda.is_available():
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")
+    if world > 1 and not distributed.is_initialized():
+        distributed.init_process_group("nccl" if device != "cpu" else "gloo")
+    return Process(rank, world, device)
+
+
+def total_over_ranks(array, process):
+    """Sum of a numpy array over all ranks, on every rank."""
+    if process.world == 1:
+        return array
+    tensor = torch.from_numpy(np.array(array)).to(process.device)
+    distributed.all_reduce(tensor)
+    return tensor.cpu().numpy()
+
+
+def evaluator(ops, arch, cfg, arrays, process):
+    """Function (inputs, targets), int arrays (B, T) -> float32 losses (B, T) in nats, of a model whose weights are `arrays` as they are."""
+    weights = {name: torch.from_numpy(np.array(array)).to(process.device) for name, array in arrays.items()}
+    if cfg.train.compute_dtype != "float32":
+        weights = {name: ops.cast(weight, cfg.train.compute_dtype) for name, weight in weights.items()}
+
+    @torch.inference_mode()
+    def token_losses(inputs, targets):
+        tokens, wanted = (torch.from_numpy(np.array(x)).to(process.device) for x in (inputs, targets))
+        return ops.to_numpy(ops.cross_entropy(arch.forward(ops, weights, cfg, tokens)[0], wanted))
+
+    return token_losses
+
+
+@torch.no_grad()
+def observe(ops, arch, cfg, arrays, inputs, process):
+    """Mean square of every input channel of every matrix on `inputs` (B, T): {name: float32 array (I,)}."""
+    weights = {name: torch.from_numpy(np.array(array)).to(process.device) for name, array in arrays.items()}
+    weights["taps"] = {}
+    arch.forward(ops, weights, cfg, torch.from_numpy(np.array(inputs)).to(process.device))
+    return {name: ops.to_numpy(x) for name, x in weights["taps"].items()}
+
+
+def make_backend(ops, arch, cfg, specs, arrays, process):
+    """`Backend` over the parameter table `specs`, started from numpy `arrays`."""
+    names = [spec.name for spec in specs]
+    p = {name: torch.from_numpy(np.array(arrays[name])).to(process.device) for name in names}
+    held = {"p": p, "optimizer": optimizer_state(ops, specs, p), "ema": {}, "step": 0}
+
+    def loss_function(weights, tokens, targets, rounded):
+        q = fake_quantize(ops, cfg, specs, weights, {}) if rounded else dict(weights)
+        if cfg.train.compute_dtype != "float32":
+            q = {name: ops.cast(weight, cfg.train.compute_dtype) for name, weight in q.items()}
+        logits, auxiliary = arch.forward(ops, q, cfg, tokens)
+        loss = ops.mean(ops.cross_entropy(logits, targets))
+        return loss + sum(auxiliary.values()), loss
+
+    if cfg.train.compile:
+        loss_function = torch.compile(loss_function)
+
+    def gradients_of(inputs, targets, rounded):
+        """Mean loss and gradients over this step's micro-batches and all ranks."""
+        leaves = {name: held["p"][name].detach().requires_grad_() for name in names}
+        mean_loss, gradients = 0.0, None
+        parts = cfg.train.grad_accum_steps
+        for tokens, wanted in zip(np.split(inputs, parts), np.split(targets, parts)):
+            tokens, wanted = (torch.from_numpy(np.array(x)).to(process.device) for x in (tokens, wanted))
+            objective, loss = loss_function(leaves, tokens, wanted, rounded)
+            part = torch.autograd.grad(objective / parts, list(leaves.values()))
+            mean_loss = mean_loss + loss.detach() / parts
+            gradients = part if gradients is None else [a + b for a, b in zip(gradients, part)]
+        if process.world > 1:
+            flat = torch.cat([g.reshape(-1) for g in gradients] + [mean_loss.reshape(1)]) / process.world
+            distributed.all_reduce(flat)
+            pieces = torch.split(flat, [g.numel() for g in gradients] + [1])
+            gradients, mean_loss = [piece.view_as(g) for piece, g in zip(pieces, gradients)], pieces[-1][0]
+        return mean_loss, dict(zip(names, gradients))
+
+    def step(inputs, targets, factor, rounded, averaging):
+        loss, gradients = gradients_of(inputs, targets, rounded)
+        with torch.no_grad():
+            norm = float(torch.sqrt(sum((g * g).sum() for g in gradients.values())))
+            if not np.isfinite(norm):
+                return float(loss), norm
+            if cfg.train.grad_clip_norm and norm > cfg.train.grad_clip_norm:
+                gradients = {name: g * (cfg.train.grad_clip_norm / norm) for name, g in gradients.items()}
+            held["step"] += 1
+            held["p"], held["optimizer"] = optimizer_step(ops, cfg, specs, held["p"], gradients, held["optimizer"], factor, held["step"])
+            if cfg.train.ema_decay:
+                if averaging:
+                    old = held["ema"] or held["p"]
+                    held["ema"] = {n: cfg.train.ema_decay * old[n] + (1.0 - cfg.train.ema_decay) * held["p"][n] for n in names}
+        return float(loss), norm
+
+    def slowest(seconds):
+        if process.world == 1:
+            return seconds
+        tensor = torch.tensor(seconds, dtype=torch.float64, device=process.device)
+        distributed.all_reduce(tensor, op=distributed.ReduceOp.MAX)
+        return float(tensor)
+
+    def export():
+        return {name: ops.to_numpy(x).copy() for name, x in (held["ema"] or held["p"]).items()}
+
+    def state():
+        flat = {f"p/{name}": x for name, x in held["p"].items()}
+        flat.update({f"ema/{name}": x for name, x in held["ema"].items()})
+        flat.update({f"optimizer/{name}/{i}": x for name, moments in held["optimizer"].items() for i, x in enumerate(moments)})
+        return {name: ops.to_numpy(x).copy() for name, x in flat.items()} | {"step": np.array(held["step"])}
+
+    def restore(flat):
+        tensors = {name: torch.from_numpy(np.array(x)).to(process.device) for name, x in flat.items()}
+        held["step"] = int(flat["step"])
+        held["p"] = {name: tensors[f"p/{name}"] for name in names}
+        held["ema"] = {name: tensors[f"ema/{name}"] for name in names if f"ema/{name}" in tensors}
+        held["optimizer"] = {name: tuple(tensors[f"optimizer/{name}/{i}"] for i in range(len(held["optimizer"][name]))) for name in names}
+
+    return Backend(step, slowest, export, state, restore, process.rank, process.world)
