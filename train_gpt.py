@@ -4,11 +4,15 @@ Writes runs/<run_id>/: config.json, train.log, metrics.jsonl, checkpoint.npz. Ct
 """
 
 import argparse
+import dataclasses
+import json
 import os
 import sys
 from pathlib import Path
 
+from trit.compress.plan import budget_table, check_plan, plan
 from trit.config_load import describe, load, save
+from trit.data.manifest import check_vocabulary
 from trit.models import load_arch
 from trit.ops import torch_ops
 from trit.submission import train_weights
@@ -35,7 +39,12 @@ def main(arguments=None):
         log = Log(process.rank, folder, keep=run.resume)
         if process.rank == 0:
             save(config, folder / "config.json")
+            (folder / "run.json").write_text(json.dumps(dataclasses.asdict(run)) + "\n")
         log.line(describe(config, run, origins))
+        made = plan(config, load_arch(config.model.name).param_specs(config), config.compress.code_bytes_reserve)
+        log.line(budget_table(made, config.track.cap_bytes))
+        check_plan(made, config.track.cap_bytes)
+        check_vocabulary(run.data_path, config.model.vocab_size)
 
         def save_state(*state):
             if process.rank == 0:

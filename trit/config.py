@@ -60,7 +60,7 @@ class TrainConfig:
     train_batch_tokens: int = setting(4096, "tokens in an optimiser step, all ranks together")
     grad_accum_steps: int = setting(1, "micro-batches summed into a step, on each rank")
     iterations: int = setting(20000, "most optimiser steps; the wall clock usually ends the run first")
-    max_wallclock_seconds: float = setting(300.0, "training seconds; 0 means that iterations alone end the run")
+    max_wallclock_seconds: float = setting(280.0, "training seconds; 0 means that iterations alone end the run")
     warmup_steps: int = setting(2, "steps run before the clock starts, with every state restored afterwards")
     matrix_lr: float = setting(0.02, "Muon learning rate of the matrices")
     scalar_lr: float = setting(0.01, "Adam learning rate of gains, scales and biases")
@@ -90,7 +90,8 @@ class TrainConfig:
 class CompressConfig:
     calibration_tokens: int = setting(16384, "tokens of held-out training text that calibration may read")
     calibration_evals: int = setting(48, "most loss evaluations calibration may spend; 0 switches the search off")
-    calibration_seconds: float = setting(60.0, "most seconds calibration may spend")
+    code_bytes_reserve: int = setting(14_000, "bytes that the plan before training sets aside for the counted code")
+    calibration_seconds: float = setting(20.0, "most seconds calibration may spend")
 
 
 @dataclass(frozen=True)
@@ -207,8 +208,13 @@ def validate(config, world_size=1):
         train.train_batch_tokens,
         f"is not a multiple of world_size*grad_accum_steps*train_seq_len = {step}; nearest {near}",
     )
-    cap = config.track.train_seconds
-    require(not cap or 0 < train.max_wallclock_seconds <= cap, "train.max_wallclock_seconds", train.max_wallclock_seconds, f"exceeds what the track allows, {cap}")
+    cap, calibration = config.track.train_seconds, config.compress.calibration_seconds if config.compress.calibration_evals else 0.0
+    require(
+        not cap or 0 < train.max_wallclock_seconds <= cap - calibration,
+        "train.max_wallclock_seconds",
+        train.max_wallclock_seconds,
+        f"exceeds what the track leaves: {cap} less compress.calibration_seconds={calibration} is {cap - calibration}",
+    )
     stride = evaluation.eval_stride
     require(0 < stride <= evaluation.eval_seq_len, "eval.eval_stride", stride, f"must be 1 to eval.eval_seq_len={evaluation.eval_seq_len}")
     require(evaluation.eval_batch_seqs > 0, "eval.eval_batch_seqs", evaluation.eval_batch_seqs, "must be positive")

@@ -10,40 +10,20 @@ from trit.compress.calibrate import calibrate
 from trit.compress.pack import pack, unpack
 from trit.compress.quantize import dequantize, quantize
 from trit.data.byte_count import byte_table
-from trit.data.loader import calibration_tokens, open_loader, validation_tokens
+from trit.data.loader import calibration_tokens, validation_tokens
 from trit.data.manifest import resolve_tokenizer
 from trit.eval.score import score_tokens, summarise
-from trit.params import init_params, parameter_count
+from trit.params import init_params
 from trit.train.log import Log
-from trit.train.loop import train, wall_clock, warm_up
+from trit.train.run import run_training
 from trit.train.torch_backend import evaluator, make_backend, observe, start_process, total_over_ranks
 
 
 def train_weights(ops, arch, cfg, process, data_path, seed, log, resumed, save):
-    """Train, or continue from `resumed` (state, step, seconds, loader position), -> ({name: float32 array}, TrainResult).
-
-    `save(state, step, seconds, position)` writes a checkpoint.
-    """
+    """`run_training` of this architecture in PyTorch -> ({name: float32 array}, TrainResult)."""
     specs = arch.param_specs(cfg)
     backend = make_backend(ops, arch, cfg, specs, init_params(specs, seed), process)
-    step, seconds, position = 0, 0.0, 0
-    if resumed:
-        state, step, seconds, position = resumed
-        backend.restore(state)
-    loader = open_loader(cfg, data_path, seed, process.rank, process.world, position)
-    log.line(f"model_params:{parameter_count(specs)} world_size:{process.world} grad_accum_steps:{cfg.train.grad_accum_steps} seed:{seed}")
-    begin = wall_clock()
-    warm_up(cfg, backend, seed)
-    log.line(f"warmup_step:{cfg.train.warmup_steps}/{cfg.train.warmup_steps} warmup_time:{(wall_clock() - begin) * 1000:.0f}ms")
-
-    def save_all(step, seconds):
-        save(backend.state(), step, seconds, loader.position)
-
-    try:
-        result = train(cfg, backend, loader, log, save_all, step, seconds, wall_clock)
-        save_all(result.steps, result.seconds)
-    finally:
-        loader.close()
+    result = run_training(cfg, specs, backend, data_path, seed, log, resumed, save)
     return backend.export(), result
 
 
@@ -112,6 +92,5 @@ def main(cfg, ops, arch):
         f"final_ternary_roundtrip_exact val_loss:{score.loss:.8f} val_bpb:{score.bpb:.8f} tokens:{score.tokens} bytes:{score.bytes} "
         f"stride:{cfg.eval.eval_stride} eval_time:{spent:.0f}ms"
     )
-    if os.environ.get("LOSSES"):
-        if process.rank == 0:
-            write_bytes(os.environ["LOSSES"], losses.tobytes())
+    if os.environ.get("LOSSES") and process.rank == 0:
+        write_bytes(os.environ["LOSSES"], losses.tobytes())

@@ -4,6 +4,7 @@ In: a `Program` of loaded modules. Out: nothing, or a `DialectError` with `file:
 """
 
 import ast
+from pathlib import Path
 
 from trit.bundle.modules import BUILTINS, RESERVED, DialectError, load, reserved_positions
 from trit.bundle.names import arguments, import_binding
@@ -34,7 +35,7 @@ def lint(program):
 
 def lint_package(root, entry="trit.submission", ops_modules=("trit.ops.torch_ops",), models=None):
     """Lint the build of every model (all files of the models folder unless named) with every ops module that exists."""
-    root_package = root / entry.partition(".")[0]
+    root_package = Path(root) / entry.partition(".")[0]
     models = models or sorted(path.stem for path in (root_package / "models").glob("*.py") if path.stem != "__init__")
     for ops_module in ops_modules:
         for model in models:
@@ -144,6 +145,12 @@ def check_node(program, module, node, parents):
         raise module.error(node, f"`{bound[0]}` is bound here; a reserved name is only ever a parameter of a top-level function")
     if isinstance(node, ast.Name) and node.id in RESERVED:
         check_reserved_use(program, module, node, parents)
+    elif isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
+        base = node
+        while isinstance(base, ast.Attribute):
+            base = base.value
+        if isinstance(base, ast.Name) and base.id in RESERVED:
+            raise module.error(node, f"`{ast.unparse(node)}` is assigned; settings, ops and models are read-only")
     elif isinstance(node, ast.Call) and (found := program.callee(module, node)):
         check_call(module, node, found[1])
     elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
@@ -198,8 +205,6 @@ def check_reserved_use(program, module, node, parents):
     """A reserved name is read as a dotted leaf or handed on by position, and nothing else."""
     parent = parents[node]
     if isinstance(parent, ast.Attribute):
-        if not isinstance(parent.ctx, ast.Load):
-            raise module.error(node, f"`{ast.unparse(parent)}` is assigned; settings, ops and models are read-only")
         if node.id == "ops" and not program.attribute(parent):
             raise module.error(node, f"`ops.{parent.attr}` is not defined in {program.ops}; add the op to every ops module")
         return

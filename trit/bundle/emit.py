@@ -7,7 +7,8 @@ import ast
 
 import python_minifier
 
-from trit.bundle.names import FUNCTIONS, analyse, arguments
+from trit.bundle.modules import BUILTINS
+from trit.bundle.names import analyse, arguments
 
 KEPT_ANNOTATIONS = ("ClassVar", "InitVar", "KW_ONLY", "constexpr")
 
@@ -67,61 +68,63 @@ def readable(tree, entry):
 
 def minified(text):
     """Shortened texts from several settings, without repeats. All run the same program."""
-    found = {}
-    for source in (text, shorten_parameters(text)):
-        for hoist in (False, True):
-            for rename in (True, False):
-                short = python_minifier.minify(
-                    source,
-                    remove_annotations=False,
-                    remove_literal_statements=False,
-                    remove_dead_branches=False,
-                    remove_asserts=False,
-                    remove_debug=False,
-                    constant_folding=False,
-                    hoist_literals=hoist,
-                    rename_locals=rename,
-                    rename_globals=rename,
-                )
-                found.setdefault(short)
+    found, source = {}, shorten_parameters(text)
+    for hoist in (False, True):
+        for preserved in ([], sorted(BUILTINS)):
+            short = python_minifier.minify(
+                source,
+                remove_annotations=False,
+                remove_literal_statements=False,
+                remove_dead_branches=False,
+                remove_asserts=False,
+                remove_debug=False,
+                constant_folding=False,
+                hoist_literals=hoist,
+                rename_locals=True,
+                rename_globals=True,
+                preserve_globals=preserved,
+            )
+            found.setdefault(short)
     return list(found)
 
 
 def shorten_parameters(text):
     """Mark parameters that no call passes by keyword as positional-only, so that the minifier renames them (it removes the mark again).
 
-    A parameter stays when any call in the file, or any string constant, has its name, or when a `**` call could reach its function.
+    Of a function that is only called by name, its own calls decide; of any other, all keywords in the file, and `**` calls bar it.
     """
     tree = ast.parse(text)
-    words, splatted = set(), False
-    for node in ast.walk(tree):
-        if isinstance(node, ast.keyword):
-            words.add(node.arg)
-            splatted |= node.arg is None
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            words.update(node.value.replace(",", " ").split())
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    words = {keyword.arg for call in calls for keyword in call.keywords}
+    if "kwargs" in words:  # a library may spread such a dictionary over a function of ours
+        words |= {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     methods = {child for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for child in node.body}
     known = called_by_name(tree)
     for node in ast.walk(tree):
-        if not isinstance(node, FUNCTIONS) or isinstance(node, ast.Lambda) or node in methods or node.decorator_list or node.args.posonlyargs:
+        if not isinstance(node, ast.FunctionDef) or node in methods or node.decorator_list or node.args.posonlyargs:
             continue
-        if splatted and node not in known:
+        if node in known:
+            used = {keyword.arg for call in known[node] for keyword in call.keywords}
+        elif None in words:
             continue
+        else:
+            used = words
         count = 0
-        while count < len(node.args.args) and node.args.args[count].arg not in words:
+        while count < len(node.args.args) and node.args.args[count].arg not in used:
             count += 1
         node.args.posonlyargs, node.args.args = node.args.args[:count], node.args.args[count:]
     return ast.unparse(ast.fix_missing_locations(tree))
 
 
 def called_by_name(tree):
-    """Top-level functions that are only ever called by name and without `**`."""
+    """{top-level function: its calls} for functions that are only ever called by name and without `**`."""
     names = analyse(tree)
-    loads, plain_calls = {}, {}
+    loads, calls = {}, {}
     for node in names.homes:
         if isinstance(node.ctx, ast.Load) and names.is_global(node):
             loads[node.id] = loads.get(node.id, 0) + 1
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and names.is_global(node.func) and all(keyword.arg for keyword in node.keywords):
-            plain_calls[node.func.id] = plain_calls.get(node.func.id, 0) + 1
-    return {node for node in tree.body if isinstance(node, ast.FunctionDef) and loads.get(node.name, 0) == plain_calls.get(node.name, 0)}
+            calls.setdefault(node.func.id, []).append(node)
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    return {node: calls.get(node.name, []) for node in functions if loads.get(node.name, 0) == len(calls.get(node.name, []))}

@@ -170,7 +170,7 @@ def read_import(module, statement, at_top, package):
         return
     for alias in statement.names:
         bound = import_binding(alias, is_from)
-        if bound in RESERVED or bound in BUILTINS:
+        if bound in RESERVED or bound in BUILTINS and not inside_package:
             raise module.error(statement, f"import binds `{bound}`, a reserved name or a builtin; import the module and use a dotted name")
         if inside_package:
             entered = (statement.module, alias.name)

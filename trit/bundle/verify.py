@@ -31,8 +31,9 @@ sys.addaudithook(watch)
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 finally:
+    seen = list(opened)
     with open(evidence, "w") as file:
-        json.dump(list(opened), file)
+        json.dump(seen, file)
 """
 
 

@@ -10,7 +10,6 @@ import zlib
 
 HEAD = b"#coding:l1\n"
 QUOTES = (b"'", b'"', b"'''", b'"""')
-LZMA1_SETTINGS = [(lc, lp, pb) for lc in range(5) for lp in range(3) for pb in range(3) if lc + lp <= 4]
 FULL = {"dict_size": 1 << 20, "mode": lzma.MODE_NORMAL, "nice_len": 273, "mf": lzma.MF_BT4, "depth": 2000}
 SOURCE_LINES = 'import linecache as l;l.cache["<string>"]=0,None,s.splitlines(1),""'
 
@@ -25,11 +24,11 @@ def compress(data, codecs=("brotli", "lzma", "zlib")):
     if "brotli" in codecs:
         import brotli
 
-        modes = (brotli.MODE_GENERIC, brotli.MODE_TEXT, brotli.MODE_FONT)
-        found += [("brotli", brotli.compress(data, mode=mode, quality=11, lgwin=window), "") for mode in modes for window in (16, 18, 22)]
+        modes = (brotli.MODE_GENERIC, brotli.MODE_FONT)
+        found += [("brotli", brotli.compress(data, mode=mode, quality=11, lgwin=window), "") for mode in modes for window in (15, 16, 18, 22)]
     if "lzma" in codecs:
-        for lc, lp, pb in LZMA1_SETTINGS:
-            settings = {"lc": lc, "lp": lp, "pb": pb, **FULL}
+        for context_bits in range(5):
+            settings = {"lc": context_bits, "lp": 0, "pb": 0, **FULL}
             alone = lzma.compress(data, lzma.FORMAT_ALONE, filters=[{"id": lzma.FILTER_LZMA1, **settings}])
             raw = lzma.compress(data, lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, **settings}])
             found += [("lzma", alone, ""), ("lzma", raw, ',3,None,[{"id":33}]')]

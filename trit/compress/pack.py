@@ -209,10 +209,9 @@ def read_streams(specs, data):
     ensure_packable(data[4:5] == bytes([PACK_VERSION]), f"format version {list(data[4:5])} is not the known version {PACK_VERSION}")
     ensure_packable(len(data) >= offset, f"the artifact is cut off: {len(data)} bytes where the header alone has {offset}")
     _, _, fingerprint, checksum = struct.unpack_from(PACK_HEADER, data)
-    ensure_packable(
-        fingerprint == spec_fingerprint(specs),
-        f"packed for another configuration: its tensors have fingerprint {fingerprint.hex()}, this configuration's {spec_fingerprint(specs).hex()}",
-    )
+    wanted = spec_fingerprint(specs)
+    text = f"packed for another configuration: the file's tensors have fingerprint {fingerprint.hex()}, this configuration's {wanted.hex()}"
+    ensure_packable(fingerprint == wanted, text)
     streams = []
     for i in range(len(table)):
         method, length = struct.unpack_from(STREAM_HEADER, data, struct.calcsize(PACK_HEADER) + i * struct.calcsize(STREAM_HEADER))

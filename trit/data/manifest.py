@@ -49,3 +49,11 @@ def resolve_tokenizer(data_path, tokenizer_path=""):
             f" (sha256 {made_by['sha256'][:12]}...); leave tokenizer_path empty to use theirs"
         )
     return tokenizer_path
+
+
+def check_vocabulary(data_path, vocab_size):
+    """ValueError where the model's vocabulary is not that of the tokenizer which made the shards (unknown without a manifest)."""
+    manifest = read_manifest(data_path)
+    if manifest and manifest["tokenizer"]["vocab_size"] != vocab_size:
+        found = manifest["tokenizer"]["vocab_size"]
+        raise ValueError(f"model.vocab_size={vocab_size}, but the shards in {data_path} have {found} pieces; set model.vocab_size={found}")

@@ -59,16 +59,14 @@ def attention_layer(ops, p, cfg, name, x, rotary, first_values, exclude_self):
     q = rotate(ops, cfg, ops.rms_norm(qkv[:, :heads]), rotary) * p[name + ".q_gain"]
     k = rotate(ops, cfg, ops.rms_norm(qkv[:, heads : heads + kv_heads]), rotary)
     v = qkv[:, heads + kv_heads :]
-    if cfg.model.value_residual:
-        if first_values is not None:
-            keep = ops.sigmoid(p[name + ".value_mix"])
-            v = keep * v + (1.0 - keep) * first_values
+    if cfg.model.value_residual and first_values is not None:
+        keep = ops.sigmoid(p[name + ".value_mix"])
+        v = keep * v + (1.0 - keep) * first_values
     y = ops.attention(q, k, v)
-    if cfg.model.xsa_layers:
-        if exclude_self:
-            grouped = ops.reshape(y, (batch, kv_heads, heads // kv_heads, length, head_dim))
-            own = ops.reshape(v, (batch, kv_heads, 1, length, head_dim))
-            share = ops.sum(grouped * own, -1, True) / (ops.sum(own * own, -1, True) + 1e-6)
-            y = ops.reshape(grouped - share * own, (batch, heads, length, head_dim))
+    if cfg.model.xsa_layers and exclude_self:
+        grouped = ops.reshape(y, (batch, kv_heads, heads // kv_heads, length, head_dim))
+        own = ops.reshape(v, (batch, kv_heads, 1, length, head_dim))
+        share = ops.sum(grouped * own, -1, True) / (ops.sum(own * own, -1, True) + 1e-6)
+        y = ops.reshape(grouped - share * own, (batch, heads, length, head_dim))
     y = ops.reshape(ops.permute(y, (0, 2, 1, 3)), (batch, length, heads * head_dim))
     return normed_project(ops, p, name + ".out", y), v

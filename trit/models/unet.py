@@ -47,9 +47,8 @@ def forward(ops, p, cfg, tokens):
     saved, first_values = [], None
     for i in range(cfg.model.num_layers):
         name = f"block{i}"
-        if cfg.engram.engram_buckets:
-            if i == cfg.engram.engram_layer:
-                x = x + engram_layer(ops, p, cfg, x, tokens)
+        if cfg.engram.engram_buckets and i == cfg.engram.engram_layer:
+            x = x + engram_layer(ops, p, cfg, x, tokens)
         if i >= layers - layers // 2:
             x = x + p[name + ".skip"] * saved.pop()
         mix = p[name + ".mix"]

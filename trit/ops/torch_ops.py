@@ -132,24 +132,8 @@ def sigmoid(x):
     return torch.sigmoid(x)
 
 
-def tanh(x):
-    return torch.tanh(x)
-
-
-def softmax(x, axis):
-    return torch.softmax(x, axis)
-
-
-def logsumexp(x, axis):
-    return torch.logsumexp(x, axis)
-
-
 def leaky_relu(x, slope):
     return functional.leaky_relu(x, slope)
-
-
-def isfinite(x):
-    return torch.isfinite(x)
 
 
 def linear(x, weight):

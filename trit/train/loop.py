@@ -45,12 +45,14 @@ def train(cfg, backend, loader, log, save, step, seconds, clock):
     """
     begin = clock() - seconds
     loss, skipped, bad, mark, mark_step = float("nan"), 0, 0, seconds, step
+    first, first_step = seconds, step
     try:
         while True:
             seconds = backend.slowest(clock() - begin)
             progress = training_progress(cfg, step, seconds)
-            # A step that would end after the cap is not begun: the mean step so far says how long it takes.
-            pace = (seconds - mark) / (step - mark_step) if step > mark_step else 0.0
+            # A step that would end after the cap is not begun: the mean step so far says how long it takes. Only times that all ranks
+            # share enter, so that all of them stop together.
+            pace = (seconds - first) / (step - first_step) if step > first_step else 0.0
             late = cfg.train.max_wallclock_seconds and seconds + pace > cfg.train.max_wallclock_seconds
             if progress >= 1.0 or late:
                 break
@@ -69,9 +71,8 @@ def train(cfg, backend, loader, log, save, step, seconds, clock):
                 mark, mark_step = seconds, step
                 log.line(progress_line(cfg, step, loss, seconds, speed))
                 log.metrics(step=step, train_loss=loss, seconds=seconds, tokens_per_second=speed, gradient_norm=norm, skipped=skipped)
-            if cfg.train.checkpoint_every:
-                if step % cfg.train.checkpoint_every == 0:
-                    save(step, clock() - begin)
+            if cfg.train.checkpoint_every and step % cfg.train.checkpoint_every == 0:
+                save(step, clock() - begin)
     except KeyboardInterrupt:
         save(step, clock() - begin)
         raise

@@ -120,12 +120,11 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
                 return float(loss), norm
             if cfg.train.grad_clip_norm and norm > cfg.train.grad_clip_norm:
                 gradients = {name: g * (cfg.train.grad_clip_norm / norm) for name, g in gradients.items()}
+            held["p"], held["optimizer"] = optimizer_step(ops, cfg, specs, held["p"], gradients, held["optimizer"], factor, held["step"] + 1)
             held["step"] += 1
-            held["p"], held["optimizer"] = optimizer_step(ops, cfg, specs, held["p"], gradients, held["optimizer"], factor, held["step"])
-            if cfg.train.ema_decay:
-                if averaging:
-                    old = held["ema"] or held["p"]
-                    held["ema"] = {n: cfg.train.ema_decay * old[n] + (1.0 - cfg.train.ema_decay) * held["p"][n] for n in names}
+            if cfg.train.ema_decay and averaging:
+                old = held["ema"] or held["p"]
+                held["ema"] = {n: cfg.train.ema_decay * old[n] + (1.0 - cfg.train.ema_decay) * held["p"][n] for n in names}
         return float(loss), norm
 
     def slowest(seconds):

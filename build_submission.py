@@ -1,0 +1,50 @@
+"""Turn a training run into a verified record: python build_submission.py --run runs/demo --dce
+
+Calibrates, quantises, packs, reloads, scores, bundles, runs the counted file alone, checks every rule it can and files the record.
+Any failed check ends with a non-zero exit and says what to do. The last line is the record's folder.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from trit.build import build
+from trit.config import RunArgs
+from trit.train.log import Log
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", required=True, help="folder of the training run, for example runs/demo")
+    parser.add_argument("--dce", action="store_true", help="specialise and tree-shake the counted file (without it, the whole package is wrapped)")
+    parser.add_argument("--name", help="name of the record; the run's name by default")
+    parser.add_argument("--records", default="records", help="where records are filed")
+    parser.add_argument("--author", default="trit")
+    parser.add_argument("--github-id", default="")
+    parser.add_argument("--blurb", default="A small ternary language model, trained, packed and certified by trit.")
+    options = parser.parse_args(arguments)
+    folder = Path(options.run)
+    try:
+        if not (folder / "run.json").exists():
+            raise ValueError(f"{folder} is not a training run (no run.json); train first: python train_gpt.py --config configs/demo.toml")
+        run = RunArgs(**json.loads((folder / "run.json").read_text()))
+        about = {"author": options.author, "github_id": options.github_id, "blurb": options.blurb}
+        log = Log()
+        built, comparison = build(folder, run, options.dce, options.name or run.run_id, options.records, about, log)
+    except (ValueError, RuntimeError, OSError) as fault:
+        sys.exit(f"error: {fault}")
+    submission = built.submission
+    for item in built.checks:
+        print(f"{item.verdict.upper():4}  {item.name}: {item.evidence}")
+    print(f"\nbits per byte {submission['val_bpb']:.4f}   " + "   ".join(f"{name} {bpb:.4f}" for name, bpb in comparison))
+    gap = submission["round_trip_gap"]
+    print(f"round-trip gap {gap:.3g}   bytes {submission['bytes_total']:,} of {submission['bytes_cap']:,}")
+    if built.folder is None:
+        names = ", ".join(item.name for item in built.checks if item.verdict != "pass")
+        sys.exit(f"error: no record was filed, because of: {names}. The evidence stands above; mend it and build again")
+    print(built.folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""Fixtures for all tests. One thread: the suite must not depend on how many cores a machine has."""
+
+import numpy as np
+import pytest
+import torch
+
+from trit.data.shards import write_shard
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def shard_folder(tmp_path):
+    """A data folder of byte260: a repetitive text of 6,000 training and 700 validation tokens with ids below 64."""
+    generator = np.random.default_rng(0)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    words = [generator.integers(4, 64, 5) for _ in range(12)]
+    for split, count in (("train", 1200), ("val", 140)):
+        write_shard(folder / f"tiny_{split}_000000.bin", np.concatenate([words[i] for i in generator.integers(0, 12, count)]))
+    return str(folder)

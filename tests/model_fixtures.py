@@ -1,0 +1,94 @@
+"""What the model and training tests share: tiny configurations of every architecture, weights that are nowhere constant, both backends."""
+
+from types import SimpleNamespace
+
+import numpy as np
+
+from trit.config_load import load
+from trit.models import load_arch
+from trit.ops import mlx_ops, torch_ops
+from trit.params import init_params
+from trit.train import mlx_backend, torch_backend
+
+TINY = {
+    "vocab_size": 64,
+    "num_layers": 2,
+    "model_dim": 32,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "mlp_mult": 2,
+    "embed_dim": 16,
+    "partial_rope_dims": 4,
+    "yarn_max_len": 256,
+    "bitnet_group_size": 16,
+    "embed_group_size": 16,
+    "engram_row_dim": 8,
+    "engram_group_size": 64,
+    "train_seq_len": 32,
+    "train_batch_tokens": 128,
+    "iterations": 60,
+    "max_wallclock_seconds": 0,
+    "track": "non_record_16mb",
+    "warmup_steps": 1,
+    "warmup_fraction": 0.05,
+    "log_every": 10,
+    "calibration_tokens": 128,
+    "eval_seq_len": 32,
+    "eval_stride": 16,
+    "eval_batch_seqs": 4,
+}
+
+FLAG_SETS = {
+    "plain": {},
+    "engram": {"engram_buckets": 64},
+    "engram_deep": {"engram_buckets": 64, "engram_layer": 1, "engram_orders": 3, "engram_heads": 1},
+    "xsa_last": {"xsa_layers": 1},
+    "no_value_residual": {"value_residual": "false"},
+    "full_embedding": {"embed_dim": 32},
+    "one_layer": {"num_layers": 1, "num_kv_heads": 4},
+    "odd_all": {"num_layers": 3, "xsa_layers": 3, "engram_buckets": 64, "engram_layer": 1, "num_kv_heads": 1, "partial_rope_dims": 8},
+}
+
+BACKENDS = {
+    "torch": SimpleNamespace(ops=torch_ops, module=torch_backend),
+    "mlx": SimpleNamespace(ops=mlx_ops, module=mlx_backend),
+}
+
+
+def tiny_config(arch="unet", **overrides):
+    """A small `Config` of the architecture `arch`; overrides are setting names and values."""
+    values = TINY | overrides
+    return load(None, {}, [f"model.name={arch}"] + [f"{key}={value}" for key, value in values.items()])[0]
+
+
+def random_arrays(specs, seed=0):
+    """Initial weights plus noise, so that no gain is one and no bias zero."""
+    generator = np.random.default_rng(seed)
+    return {name: array + generator.normal(0, 0.05, array.shape).astype(np.float32) for name, array in init_params(specs, seed).items()}
+
+
+def random_tokens(cfg, rows, length, seed=0):
+    """int32 (rows, length) token ids."""
+    return np.random.default_rng(seed).integers(0, cfg.model.vocab_size, (rows, length)).astype(np.int32)
+
+
+def start(cfg, backend="torch", arrays=None, arch=None):
+    """`Backend` of a fresh tiny model on one process."""
+    side = BACKENDS[backend]
+    arch = arch or load_arch(cfg.model.name)
+    specs = arch.param_specs(cfg)
+    process = side.module.Process(0, 1, "cpu")
+    return side.module.make_backend(side.ops, arch, cfg, specs, init_params(specs, 1) if arrays is None else arrays, process)
+
+
+def logits_of(cfg, arrays, tokens, backend="torch", arch=None):
+    """float32 logits (B, T, V) of weights as they are."""
+    ops = BACKENDS[backend].ops
+    p = {name: ops.from_numpy(array) for name, array in arrays.items()}
+    return ops.to_numpy((arch or load_arch(cfg.model.name)).forward(ops, p, cfg, ops.from_numpy(tokens))[0])
+
+
+def largest_difference(left, right):
+    """Largest absolute difference over two dicts of arrays with the same keys."""
+    assert left.keys() == right.keys()
+    return max(float(np.abs(np.asarray(left[name], np.float64) - np.asarray(right[name], np.float64)).max()) for name in left)

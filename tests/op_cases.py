@@ -1,0 +1,102 @@
+"""One row or more for every op of the vocabulary: how to call it, a numpy reference, and inputs. `test_parity` runs them on both backends."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+GENERATOR = np.random.default_rng(7)
+
+
+class Case(NamedTuple):
+    """`call(ops, *arrays)` on backend arrays and `reference(*arrays)` on numpy ones must agree; `gradients` says whether these must too."""
+
+    op: str
+    call: object
+    reference: object
+    inputs: tuple
+    gradients: bool = True
+
+
+def normal(*shape):
+    return GENERATOR.normal(0, 1, shape).astype(np.float32)
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def attention(q, k, v):
+    repeat = q.shape[1] // k.shape[1]
+    k, v = np.repeat(k, repeat, 1), np.repeat(v, repeat, 1)
+    scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
+    scores = np.where(np.tril(np.ones(scores.shape[-2:], bool)), scores, -np.inf)
+    return softmax(scores) @ v
+
+
+def cross_entropy(logits, targets):
+    return -np.log(np.take_along_axis(softmax(logits.astype(np.float64)), targets[..., None].astype(np.int64), -1)[..., 0])
+
+
+X = normal(3, 4, 5)
+POSITIVE = np.abs(normal(3, 4)) + 0.1
+TOKENS = GENERATOR.integers(0, 6, (2, 3)).astype(np.int32)
+HALVES = np.array([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 0.49999997, 3.2], np.float32)
+SPREAD = np.concatenate([normal(50), normal(50) * 1e-4, normal(20) * 1e4, [0.0, 65504.0]]).astype(np.float32)
+SUBNORMAL = np.array([6e-8, 3e-5, -1e-6, 2.98e-8], np.float32)
+
+CASES = [
+    Case("from_numpy", lambda ops, x: ops.from_numpy(np.arange(6, dtype=np.float32).reshape(2, 3), x), lambda x: np.arange(6.0).reshape(2, 3), (X,), False),
+    Case("to_numpy", lambda ops, x: ops.from_numpy(ops.to_numpy(ops.cast(x, "bfloat16"))), lambda x: np.round(x), (np.arange(9, dtype=np.float32),), False),
+    Case("cast", lambda ops, x: ops.cast(ops.cast(x, "float16"), "float32"), lambda x: x.astype(np.float16), (SPREAD,)),
+    Case("cast", lambda ops, x: ops.cast(ops.cast(x, "float16"), "float32"), lambda x: x.astype(np.float16), (SUBNORMAL,)),
+    Case("cast", lambda ops, x: ops.cast(x, "int64"), lambda x: x.astype(np.int64), (HALVES,), False),
+    Case("cast", lambda ops, x: ops.cast(x > 0, "float32"), lambda x: x > 0, (X,), False),
+    Case("zeros", lambda ops, x: ops.zeros((2, 3), x), lambda x: np.zeros((2, 3)), (X,), False),
+    Case("zeros", lambda ops, x: ops.zeros((), x), lambda x: np.zeros(()), (X,), False),
+    Case("arange", lambda ops, x: ops.arange(5, x), lambda x: np.arange(5.0), (TOKENS,), False),
+    Case("reshape", lambda ops, x: ops.reshape(x, (5, -1)), lambda x: x.reshape(5, -1), (X,)),
+    Case("permute", lambda ops, x: ops.permute(x, (2, 0, 1)), lambda x: x.transpose(2, 0, 1), (X,)),
+    Case("swap_last", lambda ops, x: ops.swap_last(x), lambda x: x.swapaxes(-1, -2), (X,)),
+    Case("concat", lambda ops, x, y: ops.concat([x, y], -1), lambda x, y: np.concatenate([x, y], -1), (X, normal(3, 4, 2))),
+    Case("stack", lambda ops, x, y: ops.stack([x, y], -1), lambda x, y: np.stack([x, y], -1), (X, normal(3, 4, 5))),
+    Case("pad", lambda ops, x: ops.pad(x, ((0, 1), (2, 0), (0, 0))), lambda x: np.pad(x, ((0, 1), (2, 0), (0, 0))), (X,)),
+    Case("pad", lambda ops, x: ops.pad(x, ((0, 0), (2, 0))), lambda x: np.pad(x, ((0, 0), (2, 0))), (TOKENS,), False),
+    Case("take", lambda ops, table, i: ops.take(table, i), lambda table, i: table[i], (normal(6, 4), TOKENS)),
+    Case("take", lambda ops, table, i: ops.take(table, i), lambda table, i: table[i], (normal(6, 4), TOKENS.astype(np.int64))),
+    Case("where", lambda ops, x, y: ops.where(x > 0, x, y), lambda x, y: np.where(x > 0, x, y), (X, normal(3, 4, 5))),
+    Case("where", lambda ops, x, y: ops.where(x > 0, x, y), lambda x, y: np.where(x > 0, x, y), (normal(3, 1), normal(3, 4))),
+    Case("sum", lambda ops, x: ops.sum(x), lambda x: x.sum(), (X,)),
+    Case("sum", lambda ops, x: ops.sum(x, 1, True), lambda x: x.sum(1, keepdims=True), (X,)),
+    Case("mean", lambda ops, x: ops.mean(x), lambda x: x.mean(), (X,)),
+    Case("mean", lambda ops, x: ops.mean(x, -1, True), lambda x: x.mean(-1, keepdims=True), (X,)),
+    Case("mean", lambda ops, x: ops.mean(x, 0), lambda x: x.mean(0), (X,)),
+    Case("max", lambda ops, x: ops.max(x), lambda x: x.max(), (X,)),
+    Case("max", lambda ops, x: ops.max(x, -1, True), lambda x: x.max(-1, keepdims=True), (X,)),
+    Case("abs", lambda ops, x: ops.abs(x), np.abs, (X,)),
+    Case("sign", lambda ops, x: ops.sign(x), np.sign, (HALVES * X[0, 0, 0],)),
+    Case("sign", lambda ops, x: ops.sign(x), np.sign, (np.zeros(3, np.float32),)),
+    Case("round", lambda ops, x: ops.round(x), np.round, (HALVES,)),
+    Case("clip", lambda ops, x: ops.clip(x, -0.5, 0.7), lambda x: np.clip(x, -0.5, 0.7), (X,)),
+    Case("maximum", lambda ops, x: ops.maximum(x, 0.25), lambda x: np.maximum(x, 0.25), (X,)),
+    Case("exp", lambda ops, x: ops.exp(x), np.exp, (X,)),
+    Case("log", lambda ops, x: ops.log(x), np.log, (POSITIVE,)),
+    Case("sqrt", lambda ops, x: ops.sqrt(x), np.sqrt, (POSITIVE,)),
+    Case("rsqrt", lambda ops, x: ops.rsqrt(x), lambda x: 1 / np.sqrt(x), (POSITIVE,)),
+    Case("cos", lambda ops, x: ops.cos(x), np.cos, (np.linspace(-300, 300, 97, dtype=np.float32),)),
+    Case("sin", lambda ops, x: ops.sin(x), np.sin, (np.linspace(-300, 300, 97, dtype=np.float32),)),
+    Case("sigmoid", lambda ops, x: ops.sigmoid(x), lambda x: 1 / (1 + np.exp(-x)), (normal(20) * 5,)),
+    Case("leaky_relu", lambda ops, x: ops.leaky_relu(x, 0.5), lambda x: np.where(x > 0, x, 0.5 * x), (np.append(X.ravel(), np.float32(0)),)),
+    Case("linear", lambda ops, x, w: ops.linear(x, w), lambda x, w: x @ w.T, (X, normal(7, 5))),
+    Case("rms_norm", lambda ops, x: ops.rms_norm(x), lambda x: x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6), (X,)),
+    Case("rms_norm", lambda ops, x: ops.rms_norm(x), lambda x: x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6), (X * 1e-3,), False),
+    Case("rms_norm", lambda ops, x: ops.rms_norm(x), lambda x: x, (np.zeros((2, 4), np.float32),), False),
+    Case("attention", lambda ops, q, k, v: ops.attention(q, k, v), attention, (normal(2, 4, 9, 8), normal(2, 2, 9, 8), normal(2, 2, 9, 8))),
+    Case("attention", lambda ops, q, k, v: ops.attention(q, k, v), attention, (normal(1, 3, 17, 4), normal(1, 3, 17, 4), normal(1, 3, 17, 4))),
+    Case("attention", lambda ops, q, k, v: ops.attention(q, k, v), attention, (normal(1, 4, 1, 8), normal(1, 1, 1, 8), normal(1, 1, 1, 8))),
+    Case("cross_entropy", lambda ops, z, t: ops.cross_entropy(z, t), cross_entropy, (normal(2, 3, 6) * 4, TOKENS)),
+    Case("cross_entropy", lambda ops, z, t: ops.cross_entropy(z, t), cross_entropy, (normal(2, 3, 6) + 30, TOKENS.astype(np.int64))),
+    Case("stop_gradient", lambda ops, x: ops.stop_gradient(x) * x, lambda x: x * x, (X,)),
+    Case("straight_through", lambda ops, x: ops.straight_through(x, ops.round(x)) * 2.0, lambda x: np.round(x) * 2, (X,)),
+]

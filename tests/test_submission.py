@@ -1,0 +1,123 @@
+"""The whole path on a tiny model: train, build, run the counted file alone, the same number; and what goes wrong says so."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trit.bundle.verify import run_alone
+from trit.data.prepare import prepare
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = [
+    "model.vocab_size=260", "model.num_layers=3", "model.model_dim=32", "model.num_heads=2", "model.num_kv_heads=1", "model.embed_dim=16",
+    "model.yarn_max_len=64", "engram.engram_buckets=64", "engram.engram_row_dim=8", "model.xsa_layers=1", "model.partial_rope_dims=8",
+    "train.train_seq_len=32", "train.train_batch_tokens=256", "train.iterations=12", "train.log_every=4", "eval.eval_seq_len=32",
+    "eval.eval_stride=16", "compress.calibration_tokens=512", "compress.calibration_evals=3", "track.cap_bytes=40000",
+    "quant.bitnet_group_size=24", "compress.code_bytes_reserve=12000",
+]  # fmt: skip
+
+
+def run(script, *arguments):
+    """A top-level script in a process of its own, as a user would start it."""
+    return subprocess.run([sys.executable, script, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture(scope="module")
+def text_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    words = "the quick brown fox jumps over a lazy dog and naïve people count each byte twice in the night".split()
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 24), ("val", 3)):
+        lines = [json.dumps({"text": " ".join(generator.choice(words, 80))}) for _ in range(count)]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(text_folder):
+    from trit.data.tokenizer import find_spec
+
+    splits = {split: str(text_folder / f"{split}.jsonl") for split in ("train", "val")}
+    prepare(splits, str(text_folder / "shards"), find_spec("byte260"), say=lambda *_: None)
+    return text_folder / "shards"
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    done = run("train_gpt.py", *TINY, f"data_path={data}", f"out_path={folder}", "run_id=tiny")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def record(trained, tmp_path_factory):
+    root = tmp_path_factory.mktemp("records")
+    done = run("build_submission.py", "--run", trained, "--dce", "--records", root)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = Path(done.stdout.strip().splitlines()[-1])
+    assert folder.parent == root / "demo_cpu_256kb"
+    return folder
+
+
+def test_record_is_complete_and_its_numbers_are_those_of_its_files(record):
+    submission = json.loads((record / "submission.json").read_text())
+    assert submission["bytes_code"] == (record / "train_gpt.py").stat().st_size
+    assert submission["bytes_model"] == (record / "artifact.trit").stat().st_size
+    assert submission["bytes_total"] == submission["bytes_code"] + submission["bytes_model"] <= 40000
+    assert submission["sha256"]["artifact.trit"] == hashlib.sha256((record / "artifact.trit").read_bytes()).hexdigest()
+    assert submission["round_trip_gap"] == 0
+    checks = json.loads((record / "certificate.json").read_text())["checks"]
+    assert len(checks) >= 12 and all(set(item) == {"name", "verdict", "evidence"} and item["verdict"] == "pass" for item in checks)
+    for name in ("README.md", "config.json", "train.log", "train_gpt_readable.py", "requirements.txt", "manifest.json"):
+        assert (record / name).stat().st_size > 0, name
+    assert f"{submission['val_bpb']:.4f}" in (record / "README.md").read_text()
+
+
+def test_counted_file_alone_gives_the_recorded_score(record, data, tmp_path):
+    files = {"artifact.trit": record / "artifact.trit", "data": data}
+    done = run_alone((record / "train_gpt.py").read_bytes(), files, environ={"DATA_PATH": "data"}, folder=tmp_path / "alone")
+    assert done.returncode == 0, done.stderr
+    submission = json.loads((record / "submission.json").read_text())
+    assert f"val_bpb:{submission['val_bpb']:.8f}" in done.stdout
+
+
+def test_counted_file_trains_when_there_is_no_artifact(record, data, tmp_path):
+    done = run_alone((record / "train_gpt.py").read_bytes(), {"data": data}, environ={"DATA_PATH": "data"}, folder=tmp_path / "alone")
+    assert done.returncode == 0, done.stderr
+    assert "step:12/12" in done.stdout and (tmp_path / "alone" / "artifact.trit").exists()
+    # the same seed, the same weights: the counted program trains exactly what the package trained
+    assert (tmp_path / "alone" / "artifact.trit").read_bytes() == (record / "artifact.trit").read_bytes()
+
+
+def test_the_readable_form_is_the_same_program(record, data, tmp_path):
+    files = {"artifact.trit": record / "artifact.trit", "data": data}
+    done = run_alone((record / "train_gpt_readable.py").read_bytes(), files, environ={"DATA_PATH": "data"}, folder=tmp_path / "alone")
+    submission = json.loads((record / "submission.json").read_text())
+    assert f"val_bpb:{submission['val_bpb']:.8f}" in done.stdout, done.stderr
+
+
+def test_a_damaged_artifact_is_refused(record, data, tmp_path):
+    damaged = bytearray((record / "artifact.trit").read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (tmp_path / "damaged").write_bytes(damaged)
+    files = {"artifact.trit": tmp_path / "damaged", "data": data}
+    done = run_alone((record / "train_gpt.py").read_bytes(), files, environ={"DATA_PATH": "data"}, folder=tmp_path / "alone")
+    assert done.returncode != 0 and "val_bpb" not in done.stdout
+
+
+def test_failures_say_what_to_do(trained, data, tmp_path):
+    assert "train first" in run("build_submission.py", "--run", tmp_path).stderr
+    over = run("train_gpt.py", *TINY, f"data_path={data}", f"out_path={tmp_path}", "track.cap_bytes=13000")
+    assert over.returncode and "exceeds track.cap_bytes=13,000" in over.stderr and "saves about" in over.stderr
+    wrong = run("train_gpt.py", *TINY, f"data_path={data}", f"out_path={tmp_path}", "model.vocab_size=512")
+    assert wrong.returncode and "set model.vocab_size=260" in wrong.stderr
+    missing = run("train_gpt.py", *TINY, "data_path=nowhere", f"out_path={tmp_path}")
+    assert missing.returncode and "trit.data.prepare" in missing.stderr
+    for done in (over, wrong, missing):
+        assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr

@@ -1,0 +1,163 @@
+"""The array vocabulary in MLX, twin of `torch_ops`: the same functions with the same meaning, on Apple GPUs or any CPU.
+
+Arrays are lazy: nothing runs until the backend evaluates them or `to_numpy` asks for the numbers.
+"""
+
+import mlx.core as mx
+import numpy as np
+
+
+def from_numpy(array, like=None):
+    """numpy array -> array (a copy). `like` is there for torch's sake: memory is unified."""
+    return mx.array(np.array(array))
+
+
+def to_numpy(x):
+    """Array -> numpy array (bfloat16 widens to float32)."""
+    return np.array(x.astype(mx.float32) if x.dtype == mx.bfloat16 else x)
+
+
+def cast(x, dtype):
+    """`x` as float32, bfloat16, float16, int32 or int64."""
+    return x.astype(getattr(mx, dtype))
+
+
+def zeros(shape, like):
+    """Zeros of `shape` with the type of `like`."""
+    return mx.zeros(shape, like.dtype)
+
+
+def arange(count, like):
+    """0 .. count-1 as float32."""
+    return mx.arange(count, dtype=mx.float32)
+
+
+def reshape(x, shape):
+    return x.reshape(shape)
+
+
+def permute(x, axes):
+    return x.transpose(axes)
+
+
+def swap_last(x):
+    """Transpose of the last two axes."""
+    return x.swapaxes(-1, -2)
+
+
+def concat(parts, axis):
+    return mx.concatenate(parts, axis)
+
+
+def stack(parts, axis):
+    return mx.stack(parts, axis)
+
+
+def pad(x, widths):
+    """Zeros around `x`; `widths` is ((before, after), ...) for every axis."""
+    return mx.pad(x, widths)
+
+
+def take(table, indices):
+    """Rows of `table` (N, D) at integer `indices` of any shape -> (..., D)."""
+    return table[indices]
+
+
+def where(condition, a, b):
+    return mx.where(condition, a, b)
+
+
+def sum(x, axis=None, keepdims=False):
+    return mx.sum(x, axis, keepdims=keepdims)
+
+
+def mean(x, axis=None, keepdims=False):
+    return mx.mean(x, axis, keepdims=keepdims)
+
+
+def max(x, axis=None, keepdims=False):
+    return mx.max(x, axis, keepdims=keepdims)
+
+
+def abs(x):
+    return mx.abs(x)
+
+
+def sign(x):
+    return mx.sign(x)
+
+
+def round(x):
+    """Nearest integer, ties to even."""
+    return mx.round(x)
+
+
+def clip(x, low, high):
+    return mx.clip(x, low, high)
+
+
+def maximum(x, low):
+    """`x` but at least the number `low`."""
+    return mx.maximum(x, low)
+
+
+def exp(x):
+    return mx.exp(x)
+
+
+def log(x):
+    return mx.log(x)
+
+
+def sqrt(x):
+    return mx.sqrt(x)
+
+
+def rsqrt(x):
+    return mx.rsqrt(x)
+
+
+def cos(x):
+    return mx.cos(x)
+
+
+def sin(x):
+    return mx.sin(x)
+
+
+def sigmoid(x):
+    return mx.sigmoid(x)
+
+
+def leaky_relu(x, slope):
+    return mx.where(x > 0, x, slope * x)
+
+
+def linear(x, weight):
+    """(..., I) and (O, I) -> (..., O)."""
+    return x @ weight.T
+
+
+def rms_norm(x):
+    """`x` divided by the root mean square of its last axis (epsilon 1e-6)."""
+    return mx.fast.rms_norm(x, None, 1e-6)
+
+
+def attention(q, k, v):
+    """Causal attention: q (B, H, T, D), k and v (B, K, T, D) with K dividing H; scores are scaled by 1/sqrt(D). -> (B, H, T, D)."""
+    return mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5, mask="causal")
+
+
+def cross_entropy(logits, targets):
+    """Negative log-likelihood in nats of integer `targets` (...) under float32 `logits` (..., V) -> (...)."""
+    chosen = mx.take_along_axis(logits, targets[..., None], -1).squeeze(-1)
+    return mx.logsumexp(logits, -1) - chosen
+
+
+def stop_gradient(x):
+    return mx.stop_gradient(x)
+
+
+def straight_through(x, value):
+    """`value` going forward, the gradient of `x` going back (STE)."""
+    return mx.stop_gradient(value) + (x - mx.stop_gradient(x))

@@ -1,0 +1,147 @@
+"""The MLX side of training and evaluation: the same names and contracts as `torch_backend`. With `ops/mlx_ops` the only importer of mlx."""
+
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from trit.compress.quantize import fake_quantize
+from trit.train.optimizer import optimizer_state, optimizer_step
+
+
+class Process(NamedTuple):
+    """This process among its peers: rank, number of ranks, device name (MLX itself places the arrays)."""
+
+    rank: int
+    world: int
+    device: str
+
+
+class Backend(NamedTuple):
+    """What the training loop may ask of a backend. `step(inputs, targets, factor, rounded, averaging)` -> (loss, gradient norm);
+    `slowest(seconds)` -> the largest over ranks; `export()` -> {name: array}; `state()` and `restore(state)` hold everything."""
+
+    step: object
+    slowest: object
+    export: object
+    state: object
+    restore: object
+    rank: int
+    world: int
+
+
+def start_process():
+    """Join the group that mlx.launch describes (if any); the device is MLX's default one."""
+    group = mx.distributed.init()
+    return Process(group.rank(), group.size(), str(mx.default_device()))
+
+
+def total_over_ranks(array, process):
+    """Sum of a numpy array over all ranks, on every rank."""
+    if process.world == 1:
+        return array
+    array = np.array(array)
+    # float64 exists on the CPU only.
+    return np.array(mx.distributed.all_sum(mx.array(array, getattr(mx, array.dtype.name)), stream=mx.cpu))
+
+
+def mlx_weights(ops, cfg, arrays):
+    """{name: array of type compute_dtype} from numpy arrays."""
+    return {name: ops.cast(mx.array(np.array(array)), cfg.train.compute_dtype) for name, array in arrays.items()}
+
+
+def evaluator(ops, arch, cfg, arrays, process):
+    """Function (inputs, targets), int arrays (B, T) -> float32 losses (B, T) in nats, of a model whose weights are `arrays` as they are."""
+    weights = mlx_weights(ops, cfg, arrays)
+
+    def token_losses(inputs, targets):
+        logits = arch.forward(ops, weights, cfg, mx.array(np.array(inputs)))[0]
+        return ops.to_numpy(ops.cross_entropy(logits, mx.array(np.array(targets))))
+
+    return token_losses
+
+
+def observe(ops, arch, cfg, arrays, inputs, process):
+    """Mean square of every input channel of every matrix on `inputs` (B, T): {name: float32 array (I,)}."""
+    weights = {name: mx.array(np.array(array)) for name, array in arrays.items()}
+    weights["taps"] = {}
+    arch.forward(ops, weights, cfg, mx.array(np.array(inputs)))
+    return {name: ops.to_numpy(x) for name, x in weights["taps"].items()}
+
+
+def make_backend(ops, arch, cfg, specs, arrays, process):
+    """`Backend` over the parameter table `specs`, started from numpy `arrays`."""
+    names = [spec.name for spec in specs]
+    p = {name: mx.array(np.array(arrays[name])) for name in names}
+    held = {"p": p, "optimizer": optimizer_state(ops, specs, p), "ema": {}, "step": 0}
+
+    def loss_function(weights, tokens, targets, rounded):
+        q = fake_quantize(ops, cfg, specs, weights, {}) if rounded else dict(weights)
+        if cfg.train.compute_dtype != "float32":
+            q = {name: ops.cast(weight, cfg.train.compute_dtype) for name, weight in q.items()}
+        logits, auxiliary = arch.forward(ops, q, cfg, tokens)
+        loss = ops.mean(ops.cross_entropy(logits, targets))
+        return loss + sum(auxiliary.values()), loss
+
+    def gradient_function(rounded):
+        """(weights, tokens, targets) -> ((objective, loss), gradients): pure, so that compiling it needs no hidden state."""
+        both = mx.value_and_grad(lambda weights, tokens, targets: loss_function(weights, tokens, targets, rounded))
+        return mx.compile(both) if cfg.train.compile else both
+
+    gradient_functions = {rounded: gradient_function(rounded) for rounded in (False, True)}
+
+    def gradients_of(inputs, targets, rounded):
+        """Mean loss and gradients over this step's micro-batches and all ranks."""
+        mean_loss, gradients = 0.0, None
+        parts = cfg.train.grad_accum_steps
+        for tokens, wanted in zip(np.split(inputs, parts), np.split(targets, parts)):
+            (_, loss), part = gradient_functions[rounded](held["p"], mx.array(tokens), mx.array(wanted))
+            mean_loss = mean_loss + loss / parts
+            gradients = {name: part[name] / parts if gradients is None else gradients[name] + part[name] / parts for name in names}
+            # Evaluated here, a micro-batch's graph and activations are gone before the next one begins.
+            mx.eval(mean_loss, gradients)
+        if process.world > 1:
+            flat = mx.concatenate([gradients[name].reshape(-1) for name in names] + [mean_loss.reshape(1)])
+            flat = mx.distributed.all_sum(flat) / process.world
+            pieces = mx.split(flat, np.cumsum([gradients[name].size for name in names]).tolist())
+            gradients = {name: piece.reshape(gradients[name].shape) for name, piece in zip(names, pieces)}
+            mean_loss = pieces[-1][0]
+        return mean_loss, gradients
+
+    def step(inputs, targets, factor, rounded, averaging):
+        loss, gradients = gradients_of(inputs, targets, rounded)
+        norm = float(mx.sqrt(sum((g * g).sum() for g in gradients.values())))
+        if not np.isfinite(norm):
+            return float(loss), norm
+        if cfg.train.grad_clip_norm and norm > cfg.train.grad_clip_norm:
+            gradients = {name: g * (cfg.train.grad_clip_norm / norm) for name, g in gradients.items()}
+        held["p"], held["optimizer"] = optimizer_step(ops, cfg, specs, held["p"], gradients, held["optimizer"], factor, held["step"] + 1)
+        held["step"] += 1
+        if cfg.train.ema_decay and averaging:
+            old = held["ema"] or held["p"]
+            held["ema"] = {n: cfg.train.ema_decay * old[n] + (1.0 - cfg.train.ema_decay) * held["p"][n] for n in names}
+        mx.eval(held["p"], held["optimizer"], held["ema"])
+        return float(loss), norm
+
+    def slowest(seconds):
+        if process.world == 1:
+            return seconds
+        return float(mx.distributed.all_max(mx.array(seconds)))
+
+    def export():
+        return {name: ops.to_numpy(x) for name, x in (held["ema"] or held["p"]).items()}
+
+    def state():
+        flat = {f"p/{name}": x for name, x in held["p"].items()}
+        flat.update({f"ema/{name}": x for name, x in held["ema"].items()})
+        flat.update({f"optimizer/{name}/{i}": x for name, moments in held["optimizer"].items() for i, x in enumerate(moments)})
+        return {name: ops.to_numpy(x) for name, x in flat.items()} | {"step": np.array(held["step"])}
+
+    def restore(flat):
+        tensors = {name: mx.array(np.array(x)) for name, x in flat.items()}
+        held["step"] = int(flat["step"])
+        held["p"] = {name: tensors[f"p/{name}"] for name in names}
+        held["ema"] = {name: tensors[f"ema/{name}"] for name in names if f"ema/{name}" in tensors}
+        held["optimizer"] = {name: tuple(tensors[f"optimizer/{name}/{i}"] for i in range(len(held["optimizer"][name]))) for name in names}
+
+    return Backend(step, slowest, export, state, restore, process.rank, process.world)
