@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-import trit.submission
+import trit.train.run
 from trit.config_load import load
 from trit.models import load_arch
 from trit.ops import torch_ops
@@ -27,7 +27,7 @@ def run_variant(name, preset, settings, log):
     config, run, _ = load(preset, environ={}, overrides=settings)
     arch, process = load_arch(config.model.name), start_process()
     torch._dynamo.reset()
-    arrays, result = train_weights(torch_ops, arch, config, process, run.data_path, run.seed, log, None, lambda *state: None)
+    arrays, result = train_weights(torch_ops, arch, config, process, run.data_path, run.seed, log)
     calibration = find_calibration(torch_ops, arch, config, process, arrays, run.data_path, log)
     data = make_artifact(torch_ops, arch, config, arrays, calibration)
     begin = time.perf_counter()
@@ -58,7 +58,7 @@ def main():
     out.parent.mkdir(parents=True, exist_ok=True)
     done = {json.loads(line)["name"] for line in out.read_text().splitlines()} if out.exists() else set()
     threads = torch.get_num_threads()
-    trit.submission.wall_clock = lambda: time.process_time() / threads
+    trit.train.run.wall_clock = lambda: time.process_time() / threads
     for name, settings in study["variants"].items():
         if name in done or (options.only and name not in options.only):
             continue

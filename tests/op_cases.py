@@ -1,4 +1,4 @@
-"""One row or more for every op of the vocabulary: how to call it, a numpy reference, and inputs. `test_parity` runs them on both backends."""
+"""One row or more for every op of the vocabulary: how to call it, a numpy reference, inputs. `test_parity` runs them on both backends."""
 
 import math
 from typing import NamedTuple
@@ -47,8 +47,20 @@ SPREAD = np.concatenate([normal(50), normal(50) * 1e-4, normal(20) * 1e4, [0.0, 
 SUBNORMAL = np.array([6e-8, 3e-5, -1e-6, 2.98e-8], np.float32)
 
 CASES = [
-    Case("from_numpy", lambda ops, x: ops.from_numpy(np.arange(6, dtype=np.float32).reshape(2, 3), x), lambda x: np.arange(6.0).reshape(2, 3), (X,), False),
-    Case("to_numpy", lambda ops, x: ops.from_numpy(ops.to_numpy(ops.cast(x, "bfloat16"))), lambda x: np.round(x), (np.arange(9, dtype=np.float32),), False),
+    Case(
+        "from_numpy",
+        lambda ops, x: ops.from_numpy(np.arange(6, dtype=np.float32).reshape(2, 3), x),
+        lambda x: np.arange(6.0).reshape(2, 3),
+        (X,),
+        False,
+    ),
+    Case(
+        "to_numpy",
+        lambda ops, x: ops.from_numpy(ops.to_numpy(ops.cast(x, "bfloat16"))),
+        lambda x: np.round(x),
+        (np.arange(9, dtype=np.float32),),
+        False,
+    ),
     Case("cast", lambda ops, x: ops.cast(ops.cast(x, "float16"), "float32"), lambda x: x.astype(np.float16), (SPREAD,)),
     Case("cast", lambda ops, x: ops.cast(ops.cast(x, "float16"), "float32"), lambda x: x.astype(np.float16), (SUBNORMAL,)),
     Case("cast", lambda ops, x: ops.cast(x, "int64"), lambda x: x.astype(np.int64), (HALVES,), False),
@@ -87,13 +99,17 @@ CASES = [
     Case("cos", lambda ops, x: ops.cos(x), np.cos, (np.linspace(-300, 300, 97, dtype=np.float32),)),
     Case("sin", lambda ops, x: ops.sin(x), np.sin, (np.linspace(-300, 300, 97, dtype=np.float32),)),
     Case("sigmoid", lambda ops, x: ops.sigmoid(x), lambda x: 1 / (1 + np.exp(-x)), (normal(20) * 5,)),
-    Case("leaky_relu", lambda ops, x: ops.leaky_relu(x, 0.5), lambda x: np.where(x > 0, x, 0.5 * x), (np.append(X.ravel(), np.float32(0)),)),
+    Case(
+        "leaky_relu", lambda ops, x: ops.leaky_relu(x, 0.5), lambda x: np.where(x > 0, x, 0.5 * x), (np.append(X.ravel(), np.float32(0)),)
+    ),
     Case("linear", lambda ops, x, w: ops.linear(x, w), lambda x, w: x @ w.T, (X, normal(7, 5))),
     Case("rms_norm", lambda ops, x: ops.rms_norm(x), lambda x: x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6), (X,)),
     Case("rms_norm", lambda ops, x: ops.rms_norm(x), lambda x: x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6), (X * 1e-3,), False),
     Case("rms_norm", lambda ops, x: ops.rms_norm(x), lambda x: x, (np.zeros((2, 4), np.float32),), False),
     Case("attention", lambda ops, q, k, v: ops.attention(q, k, v), attention, (normal(2, 4, 9, 8), normal(2, 2, 9, 8), normal(2, 2, 9, 8))),
-    Case("attention", lambda ops, q, k, v: ops.attention(q, k, v), attention, (normal(1, 3, 17, 4), normal(1, 3, 17, 4), normal(1, 3, 17, 4))),
+    Case(
+        "attention", lambda ops, q, k, v: ops.attention(q, k, v), attention, (normal(1, 3, 17, 4), normal(1, 3, 17, 4), normal(1, 3, 17, 4))
+    ),
     Case("attention", lambda ops, q, k, v: ops.attention(q, k, v), attention, (normal(1, 4, 1, 8), normal(1, 1, 1, 8), normal(1, 1, 1, 8))),
     Case("cross_entropy", lambda ops, z, t: ops.cross_entropy(z, t), cross_entropy, (normal(2, 3, 6) * 4, TOKENS)),
     Case("cross_entropy", lambda ops, z, t: ops.cross_entropy(z, t), cross_entropy, (normal(2, 3, 6) + 30, TOKENS.astype(np.int64))),

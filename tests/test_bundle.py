@@ -44,7 +44,11 @@ def configurations():
             yield ToyConfig(model=model, flags=FlagSection(exp=exp, extra=extra))
 
 
-@pytest.mark.parametrize("config", configurations(), ids=lambda config: f"{config.model.activation}{config.model.factor}{config.flags.exp}{config.flags.extra}")
+@pytest.mark.parametrize(
+    "config",
+    list(configurations()),
+    ids=lambda config: f"{config.model.activation}{config.model.factor}{config.flags.exp}{config.flags.extra}",
+)
 def test_isolated_file_equals_package(tmp_path, config):
     root = write_package(tmp_path / "root")
     expected = run_package(root, config)
@@ -53,7 +57,9 @@ def test_isolated_file_equals_package(tmp_path, config):
         result = run_alone(built, args=["argument"])
         assert result.returncode == 0, result.stderr
         assert result.stdout == expected
-        readable = subprocess.run([sys.executable, "-I", "-"], input=built.readable, capture_output=True, text=True, check=True, encoding="utf-8")
+        readable = subprocess.run(
+            [sys.executable, "-I", "-"], input=built.readable, capture_output=True, text=True, check=True, encoding="utf-8"
+        )
         assert readable.stdout.splitlines()[0] == expected.splitlines()[0]
 
 
@@ -61,7 +67,13 @@ def test_names_of_builtins_and_dead_branches(tmp_path):
     built = bundle(ToyConfig(), root=write_package(tmp_path), **BUILD)
     assert "sum((" not in built.readable and "return sum(values)" in built.readable and "ops_sum(x)" in built.readable
     assert "toy.layers:open" in built.kept and "layers_open" in built.readable
-    for gone in ("toy.layers:only_in_dead_code", "toy.ops.plain_ops:unused_op", "toy.ops.plain_ops:exp", "toy.ops.helpers:double", "toy.layers:NAMES"):
+    for gone in (
+        "toy.layers:only_in_dead_code",
+        "toy.ops.plain_ops:unused_op",
+        "toy.ops.plain_ops:exp",
+        "toy.ops.helpers:double",
+        "toy.layers:NAMES",
+    ):
         assert gone in built.dropped and gone not in built.kept
     for word in ("cfg", "arch.", "itertools", "Entry", "-> ", "absent", "rectified'}"):
         assert word not in built.readable
@@ -85,7 +97,11 @@ def test_rebuild_is_byte_identical(tmp_path):
 def test_verify_under_every_python(tmp_path):
     built = bundle(ToyConfig(flags=FlagSection(exp=True, extra=True)), root=write_package(tmp_path), **BUILD)
     report = verify(built)
-    assert report["bytes"] == len(built.wrapped) and report["source"] == built.source and f"{sys.version_info[0]}.{sys.version_info[1]}" in report["pythons"]
+    assert (
+        report["bytes"] == len(built.wrapped)
+        and report["source"] == built.source
+        and f"{sys.version_info[0]}.{sys.version_info[1]}" in report["pythons"]
+    )
     outputs = {run_alone(built, python=python, args=["a"]).stdout for python in PYTHONS.values()}
     assert len(outputs) == 1 and "é▁ ['a'] __main__" in outputs.pop()
     with pytest.raises(BundleError, match="build it again"):
@@ -94,7 +110,16 @@ def test_verify_under_every_python(tmp_path):
         verify(b"print(1)\n")
 
 
-@pytest.mark.parametrize("text", ["x = 1\ntry:\n    pass\nexcept* OSError:\n    pass\n", "type X = int\n", "def f[T](x):\n    return x\n", "x = f'{'a'}'\n", "x = f'{\"\\n\"}'\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x = 1\ntry:\n    pass\nexcept* OSError:\n    pass\n",
+        "type X = int\n",
+        "def f[T](x):\n    return x\n",
+        "x = f'{'a'}'\n",
+        "x = f'{\"\\n\"}'\n",
+    ],
+)
 def test_newer_syntax_is_refused(text):
     with pytest.raises(BundleError, match=r"3\.1[02]"):
         check_syntax(text)
@@ -102,7 +127,9 @@ def test_newer_syntax_is_refused(text):
 
 @pytest.mark.skipif("3.12" not in PYTHONS, reason="needs Python 3.12")
 def test_newer_f_strings_are_refused_by_a_newer_python(tmp_path):
-    program = "import sys; sys.path.insert(0, sys.argv[1])\nfrom trit.bundle.verify import *\n" + """
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\nfrom trit.bundle.verify import *\n"
+        + """
 for text in ("x = f'{'a'}'", "x = f'{f'{1}'}'", 'x = f"{chr(10).join(["a"])}"', "x = f'{chr(10)!r:{\\"\\\\n\\"}}'"):
     try:
         check_syntax(text)
@@ -112,7 +139,10 @@ for text in ("x = f'{'a'}'", "x = f'{f'{1}'}'", 'x = f"{chr(10).join(["a"])}"', 
 for text in ("x = f'{\\"a\\"}'", "x = f'''{'a'}'''", "x = f'{1:>{3}}{{'", "x = f'''{1}\\n'''"):
     check_syntax(text)
 """
-    result = subprocess.run([PYTHONS["3.12"], "-c", program, os.path.dirname(os.path.dirname(__file__))], capture_output=True, text=True, check=False)
+    )
+    result = subprocess.run(
+        [PYTHONS["3.12"], "-c", program, os.path.dirname(os.path.dirname(__file__))], capture_output=True, text=True, check=False
+    )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
@@ -179,7 +209,9 @@ except OSError as error:
 """
     result = run_alone(program, {"data": tmp_path / "data"}, environ={"TRIT_X": "1"})
     assert result.stdout.splitlines() == ["['data', 'train_gpt.py'] given ['TRIT_X']", "PermissionError"], result.stderr
-    assert any(path.endswith("data/a.txt") for path in result.opened) and not any("secret" in path or "opened.json" in path for path in result.opened)
+    assert any(path.endswith("data/a.txt") for path in result.opened) and not any(
+        "secret" in path or "opened.json" in path for path in result.opened
+    )
     kept = run_alone(b"open('out.txt','w').write('1'); raise SystemExit(3)", folder=tmp_path / "kept")
     assert kept.returncode == 3 and (tmp_path / "kept" / "out.txt").read_text() == "1"
     with pytest.raises(BundleError, match="not empty"):
@@ -194,7 +226,9 @@ def test_byte_report_names_every_symbol(tmp_path):
 
 
 def test_needs_source_follows_triton_and_compile(tmp_path):
-    text = {"toy/program.py": "import torch\n\ndef main(cfg, ops, arch):\n    f = torch.compile(main) if cfg.flags.exp else None\n    return f\n"}
+    text = {
+        "toy/program.py": "import torch\n\ndef main(cfg, ops, arch):\n    f = torch.compile(main) if cfg.flags.exp else None\n    return f\n"
+    }
     write_package(tmp_path, **text)
     with pytest.raises(DialectError, match="used as a value"):
         bundle(ToyConfig(), root=tmp_path, **BUILD)
@@ -216,6 +250,11 @@ def test_absent_setting_is_an_error_only_where_it_is_used(tmp_path):
 
 
 def test_local_lost_with_its_branch_is_refused(tmp_path):
-    root = write_package(tmp_path, **edited("toy/program.py", "    x, kind", "    if cfg.flags.exp:\n        lost = 1\n    if os.sep:\n        print(lost)\n    x, kind"))
+    root = write_package(
+        tmp_path,
+        **edited(
+            "toy/program.py", "    x, kind", "    if cfg.flags.exp:\n        lost = 1\n    if os.sep:\n        print(lost)\n    x, kind"
+        ),
+    )
     with pytest.raises(DialectError, match=r"^toy/program.py:\d+: `lost` is assigned only in a branch that folds away"):
         bundle(ToyConfig(), root=root, **BUILD)

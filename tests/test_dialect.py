@@ -27,7 +27,7 @@ BREACHES = {
     "section": (PROGRAM, "    x, kind", "    c = cfg.model\n    x, kind", "section"),
     "container": (PROGRAM, "    x, kind", "    c = [cfg]\n    x, kind", "stored"),
     "returned": (MODEL, 'return "extra", cfg.arch.gain', "return cfg", "returned"),
-    "splatted": (PROGRAM, 'print(arch.extra(cfg))', "print(*cfg)", "splatted"),
+    "splatted": (PROGRAM, "print(arch.extra(cfg))", "print(*cfg)", "splatted"),
     "keyword": (PROGRAM, "arch.extra(cfg)", "arch.extra(cfg=cfg)", "must pass `cfg`"),
     "wrong place": (PROGRAM, '{"w": 1.5}, cfg, tokens', 'cfg, {"w": 1.5}, tokens', "must pass `cfg`"),
     "forgotten": (PROGRAM, "arch.extra(cfg)", "arch.extra()", "must pass `cfg`"),

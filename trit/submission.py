@@ -19,11 +19,11 @@ from trit.train.run import run_training
 from trit.train.torch_backend import evaluator, make_backend, observe, start_process, total_over_ranks
 
 
-def train_weights(ops, arch, cfg, process, data_path, seed, log, resumed, save):
-    """`run_training` of this architecture in PyTorch -> ({name: float32 array}, TrainResult)."""
+def train_weights(ops, arch, cfg, process, data_path, seed, log):
+    """Train from the start, without checkpoints -> ({name: float32 array}, TrainResult)."""
     specs = arch.param_specs(cfg)
     backend = make_backend(ops, arch, cfg, specs, init_params(specs, seed), process)
-    result = run_training(cfg, specs, backend, data_path, seed, log, resumed, save)
+    result = run_training(cfg, specs, backend, data_path, seed, log, None, lambda *state: None)
     return backend.export(), result
 
 
@@ -77,7 +77,7 @@ def main(cfg, ops, arch):
     artifact = os.environ.get("ARTIFACT", "artifact.trit")
     if not os.path.exists(artifact):
         seed = int(os.environ.get("SEED", 1337))
-        arrays, _ = train_weights(ops, arch, cfg, process, data_path, seed, log, None, lambda *state: None)
+        arrays, _ = train_weights(ops, arch, cfg, process, data_path, seed, log)
         calibration = find_calibration(ops, arch, cfg, process, arrays, data_path, log)
         if process.rank == 0:
             write_bytes(artifact, make_artifact(ops, arch, cfg, arrays, calibration))

@@ -42,7 +42,16 @@ class Bundle:
         return {"readable": len(self.readable.encode()), "source": len(self.source.encode()), "wrapped": len(self.wrapped)}
 
 
-def bundle(config, entry="trit.submission", ops_module="trit.ops.torch_ops", root=None, shake=True, codecs=ALL_CODECS, needs_source=None, arch_module=None):
+def bundle(
+    config,
+    entry="trit.submission",
+    ops_module="trit.ops.torch_ops",
+    root=None,
+    shake=True,
+    codecs=ALL_CODECS,
+    needs_source=None,
+    arch_module=None,
+):
     """Build the counted file of a configuration. Raises DialectError with `file:line` where the source breaks a rule.
 
     `root` is the folder that holds the package (this one's by default), `codecs` the compressors the target machine has.
@@ -59,7 +68,9 @@ def bundle(config, entry="trit.submission", ops_module="trit.ops.torch_ops", roo
     else:
         strip_symbols(flat)
         kept = list(flat.symbols)
-    tree = ast.fix_missing_locations(join(needed_imports(flat, kept) if shake else flat.imports.values(), [flat.symbols[name].node for name in kept]))
+    tree = ast.fix_missing_locations(
+        join(needed_imports(flat, kept) if shake else flat.imports.values(), [flat.symbols[name].node for name in kept])
+    )
     text = readable(tree, flat.entry)
     if needs_source is None:
         needs_source = uses_source(tree)

@@ -66,13 +66,18 @@ def check_top_level(program, module, statement):
         if not isinstance(target, ast.Name):
             raise module.error(statement, "top-level assignment to something else than one name; write one constant a line")
         if not constant(program, module, statement.value):
-            raise module.error(statement, f"`{target.id}` is computed at import; the top level holds literal constants, move the work into a function")
+            raise module.error(
+                statement, f"`{target.id}` is computed at import; the top level holds literal constants, move the work into a function"
+            )
         return
-    raise module.error(statement, f"{type(statement).__name__} at the top level; only imports, literal constants, functions and classes may stand here")
+    raise module.error(
+        statement, f"{type(statement).__name__} at the top level; only imports, literal constants, functions and classes may stand here"
+    )
 
 
 def constant(program, module, node):
     """True for literals, names of other constants and of external modules, and simple expressions of them."""
+
     def sub(*nodes):
         return all(part is not None and constant(program, module, part) for part in nodes)
 
@@ -115,11 +120,16 @@ def check_names(program, module):
                 raise module.error(function, f"`{function.name}` of an ops module takes a reserved name; pass plain values to it")
             first_default = len(function.args.posonlyargs + function.args.args) - len(function.args.defaults)
             if positions and max(positions) >= first_default:
-                raise module.error(function, f"`{function.name}` gives a reserved name a default; pass it by position, before parameters with defaults")
+                raise module.error(
+                    function, f"`{function.name}` gives a reserved name a default; pass it by position, before parameters with defaults"
+                )
             allowed[function] = {arg for arg in function.args.posonlyargs + function.args.args if arg.arg in RESERVED}
     for node in ast.walk(module.tree):
         if isinstance(node, ast.arg) and node.arg in RESERVED and not any(node in args for args in allowed.values()):
-            raise module.error(node, f"`{node.arg}` is a parameter here; only top-level functions take it, by position, and inner functions read the outer one")
+            raise module.error(
+                node,
+                f"`{node.arg}` is a parameter here; only top-level functions take it, by position, and inner functions read the outer one",
+            )
     for node, home in module.names.homes.items():
         if node.id in RESERVED:
             if not isinstance(node.ctx, ast.Load):
@@ -183,7 +193,9 @@ def check_value(module, node, definition, parents):
     """A function with reserved parameters can be called, but not passed around: its signature changes in the counted file."""
     called = isinstance(parents[node], ast.Call) and parents[node].func is node
     if isinstance(definition, ast.FunctionDef) and reserved_positions(definition) and not called:
-        raise module.error(node, f"`{ast.unparse(node)}` takes reserved names and is used as a value; wrap the call in a lambda or inner function")
+        raise module.error(
+            node, f"`{ast.unparse(node)}` takes reserved names and is used as a value; wrap the call in a lambda or inner function"
+        )
 
 
 def check_call(module, call, function):
@@ -219,9 +231,16 @@ def check_reserved_use(program, module, node, parents):
             return
         callee = ast.unparse(parent.func)
         if found:
-            raise module.error(node, f"`{node.id}` is argument {index + 1} of `{callee}`, whose parameter there has another name; give it the name `{node.id}`")
-        raise module.error(node, f"`{node.id}` is passed to `{callee}`, which is not a top-level function of the package; pass the values it needs")
-    what = {ast.Starred: "splatted", ast.Return: "returned", ast.keyword: "passed by keyword"}.get(type(parent), "stored or used as a value")
+            raise module.error(
+                node,
+                f"`{node.id}` is argument {index + 1} of `{callee}`, whose parameter there has another name; give it the name `{node.id}`",
+            )
+        raise module.error(
+            node, f"`{node.id}` is passed to `{callee}`, which is not a top-level function of the package; pass the values it needs"
+        )
+    what = {ast.Starred: "splatted", ast.Return: "returned", ast.keyword: "passed by keyword"}.get(
+        type(parent), "stored or used as a value"
+    )
     raise module.error(node, f"`{node.id}` is {what}; read a dotted leaf such as `{node.id}.name`, or pass it by position")
 
 
@@ -232,12 +251,17 @@ def check_together(program):
         for bound, meaning in module.externals.items():
             other = meanings.setdefault(bound, (meaning, module))
             if other[0] != meaning:
-                raise module.error(module.tree, f"imports {meaning} as `{bound}`, but {other[1].path} imports {other[0]} by that name; use one name for one thing")
+                raise module.error(
+                    module.tree,
+                    f"imports {meaning} as `{bound}`, but {other[1].path} imports {other[0]} by that name; use one name for one thing",
+                )
         if module.role == "ops":
             continue
         for symbol, node in module.symbols.items():
             if symbol in owners:
-                raise module.error(node, f"`{symbol}` is also defined in {owners[symbol].path}; top-level names are unique across shipped modules")
+                raise module.error(
+                    node, f"`{symbol}` is also defined in {owners[symbol].path}; top-level names are unique across shipped modules"
+                )
             owners[symbol] = module
     for bound, (_, module) in meanings.items():
         if bound in owners:

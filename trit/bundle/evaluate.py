@@ -67,7 +67,9 @@ class Evaluator:
         numbers = isinstance(left, (int, float)) and isinstance(right, (int, float))
         if not numbers and not isinstance(node.op, (ast.Add, ast.Mult)):
             return UNKNOWN  # string formatting with %, which may call anything
-        if isinstance(node.op, ast.Pow) and not (isinstance(left, int) and isinstance(right, int) and 0 <= right <= 64 and abs(left) <= LARGEST_INTEGER):
+        if isinstance(node.op, ast.Pow) and not (
+            isinstance(left, int) and isinstance(right, int) and 0 <= right <= 64 and abs(left) <= LARGEST_INTEGER
+        ):
             return UNKNOWN
         if isinstance(node.op, ast.LShift) and not 0 <= right <= 64:
             return UNKNOWN
@@ -165,23 +167,24 @@ def assigned_name(statement):
     return statement.target if isinstance(statement, ast.AnnAssign) and statement.value and isinstance(statement.target, ast.Name) else None
 
 
-def effect_free(node):
-    """True for expressions whose evaluation does nothing and cannot fail."""
+def effect_free(node, is_bound):
+    """True for expressions whose evaluation does nothing and cannot fail; `is_bound(name)` says that a name surely has a value."""
     if isinstance(node, (ast.Tuple, ast.List)):
-        return all(map(effect_free, node.elts))
+        return all(effect_free(part, is_bound) for part in node.elts)
     if isinstance(node, ast.UnaryOp):
         return isinstance(node.operand, ast.Constant) and isinstance(node.operand.value, (int, float))
     if isinstance(node, ast.Lambda):
-        return all(map(effect_free, [default for default in node.args.defaults + node.args.kw_defaults if default]))
-    return isinstance(node, (ast.Constant, ast.Name))
+        return all(effect_free(default, is_bound) for default in node.args.defaults + node.args.kw_defaults if default)
+    return isinstance(node, ast.Constant) or isinstance(node, ast.Name) and is_bound(node)
 
 
-def safe_test(node):
+def safe_test(node, is_bound):
     """True when asking for the truth of an expression does nothing and cannot fail; a bare name could be a tensor."""
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-        return safe_test(node.operand)
+        return safe_test(node.operand, is_bound)
     if isinstance(node, ast.BoolOp):
-        return all(map(safe_test, node.values))
+        return all(safe_test(part, is_bound) for part in node.values)
     if isinstance(node, ast.Compare):
-        return all(isinstance(op, (ast.Is, ast.IsNot)) for op in node.ops) and all(map(effect_free, [node.left, *node.comparators]))
+        identity = all(isinstance(op, (ast.Is, ast.IsNot)) for op in node.ops)
+        return identity and all(effect_free(part, is_bound) for part in [node.left, *node.comparators])
     return isinstance(node, ast.Constant)

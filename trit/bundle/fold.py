@@ -40,19 +40,33 @@ def fold_symbol(symbol, top_names, constants, tables):
         if text == last:
             break
         last = text
-        Folder(analyse(wrap(node)), top_names, constants, tables).visit(node)
+        Folder(settled(analyse(wrap(node)), before), top_names, constants, tables).visit(node)
         ast.fix_missing_locations(node)
     alive = set(ast.walk(node))
     for function in generators:
         if function in alive and not has_yield(function):
             lost = ast.If(ast.Constant(False), [ast.Expr(ast.Yield())], [])
             function.body.append(ast.fix_missing_locations(ast.copy_location(lost, function)))
-    after = analyse(wrap(node))
-    for name, home in after.homes.items():
-        old = before.homes.get(name, home)
-        if (old and old.node) is not (home and home.node) and old is not None and isinstance(name.ctx, ast.Load):
-            return symbol.module.error(name, f"`{name.id}` is assigned only in a branch that folds away, yet it is read here; assign it before the branch")
+    for name in strayed(analyse(wrap(node)), before):
+        if isinstance(name.ctx, ast.Load):
+            return symbol.module.error(
+                name, f"`{name.id}` is assigned only in a branch that folds away, yet it is read here; assign it before the branch"
+            )
     return None
+
+
+def strayed(names, before):
+    """Names that now mean another variable, because the assignment that made them local is gone."""
+    return [
+        name for name, home in names.homes.items() if (old := before.homes.get(name)) is not None and old.node is not (home and home.node)
+    ]
+
+
+def settled(names, before):
+    """The same names with strayed ones at their first home, so that no round folds them by their new meaning."""
+    for name in strayed(names, before):
+        names.homes[name] = before.homes[name]
+    return names
 
 
 def has_yield(function):

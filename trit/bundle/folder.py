@@ -8,6 +8,7 @@ import re
 
 from trit.bundle.evaluate import UNKNOWN, Evaluator, assigned_name, effect_free, safe_test
 from trit.bundle.modules import BUILTINS
+from trit.bundle.names import FUNCTIONS, arguments
 from trit.bundle.specialise import literal
 
 SHORT = 3
@@ -21,15 +22,31 @@ class Folder(ast.NodeTransformer):
     def __init__(self, names, top_names, constants, tables):
         self.names, self.top_names, self.constants, self.tables = names, top_names, constants, tables
         self.evaluate = Evaluator(self.value_of_name, self.is_builtin)
-        self.known, self.unused, self.single = {}, set(), set()
+        self.known, self.unused, self.single, self.deleted = {}, set(), set(), set()
         self.study_locals()
 
     def value_of_name(self, node):
         home = self.names.homes.get(node, UNKNOWN)
-        return UNKNOWN if home is UNKNOWN else self.constants.get(node.id, UNKNOWN) if home is None else self.known.get((home, node.id), UNKNOWN)
+        return (
+            UNKNOWN
+            if home is UNKNOWN
+            else self.constants.get(node.id, UNKNOWN)
+            if home is None
+            else self.known.get((home, node.id), UNKNOWN)
+        )
 
     def is_builtin(self, node):
         return self.names.is_global(node) and node.id in BUILTINS and node.id not in self.top_names
+
+    def is_bound(self, node):
+        """Globals and parameters that nothing deletes surely have a value; another local may be read before it is assigned."""
+        home = self.names.homes.get(node, UNKNOWN)
+        if home is None or home is UNKNOWN:
+            return home is None
+        return isinstance(home.node, FUNCTIONS) and node.id in {arg.arg for arg in arguments(home.node)} and node.id not in self.deleted
+
+    def effect_free(self, node):
+        return effect_free(node, self.is_bound)
 
     def study_locals(self):
         """Locals that are one literal for their whole life, and locals that nothing reads."""
@@ -40,7 +57,8 @@ class Folder(ast.NodeTransformer):
                 group = loads if isinstance(node.ctx, ast.Load) else stores
                 group.setdefault((home, node.id), []).append(node)
                 if isinstance(node.ctx, ast.Del):
-                    blocked.add(node.id)
+                    self.deleted.add(node.id)
+        blocked |= self.deleted
         for scope in self.names.scopes:
             blocked |= scope.nonlocal_names
         for scope in self.names.scopes:
@@ -115,7 +133,7 @@ class Folder(ast.NodeTransformer):
     def look_up(self, node, container, key, default):
         """The element that a literal dictionary, tuple or list gives for a known key, if the others have no effect."""
         value = self.evaluate(key)
-        if value is UNKNOWN or default is not None and not effect_free(default):
+        if value is UNKNOWN or default is not None and not self.effect_free(default):
             return node
         if isinstance(container, ast.Name) and self.names.is_global(container) and container.id in self.tables:
             table = self.tables[container.id]
@@ -124,11 +142,16 @@ class Folder(ast.NodeTransformer):
             return node if default is None else default
         if isinstance(container, ast.Dict):
             keys = UNKNOWN if None in container.keys else self.evaluate.all(container.keys)
-            if keys is UNKNOWN or not all(map(effect_free, container.values)):
+            if keys is UNKNOWN or not all(map(self.effect_free, container.values)):
                 return node
             found = [element for one, element in zip(keys, container.values, strict=True) if one == value]
             return found[-1] if found else node if default is None else default
-        if isinstance(container, (ast.Tuple, ast.List)) and default is None and type(value) is int and all(map(effect_free, container.elts)):
+        if (
+            isinstance(container, (ast.Tuple, ast.List))
+            and default is None
+            and type(value) is int
+            and all(map(self.effect_free, container.elts))
+        ):
             return container.elts[value] if -len(container.elts) <= value < len(container.elts) else node
         return node
 
@@ -208,7 +231,7 @@ class Folder(ast.NodeTransformer):
             for part in map(self.truth, node.values):
                 value = self.evaluate(part)
                 if value is not UNKNOWN and bool(value) is deciding:
-                    if all(map(safe_test, values)):
+                    if all(safe_test(value, self.is_bound) for value in values):
                         return ast.copy_location(ast.Constant(deciding), node)
                     values.append(part)
                     break
@@ -246,7 +269,7 @@ class Folder(ast.NodeTransformer):
         if all(isinstance(statement, ast.Pass) for statement in node.body):
             if node.orelse:
                 node.test, node.body, node.orelse = ast.copy_location(ast.UnaryOp(ast.Not(), node.test), node.test), node.orelse, []
-            elif safe_test(node.test):
+            elif safe_test(node.test, self.is_bound):
                 return None
         return node
 
@@ -257,7 +280,12 @@ class Folder(ast.NodeTransformer):
     def visit_For(self, node):
         node.iter = self.visit(node.iter)
         source, empty = node.iter, self.evaluate(node.iter) == ()
-        if isinstance(source, ast.Call) and isinstance(source.func, ast.Name) and source.func.id == "range" and self.is_builtin(source.func):
+        if (
+            isinstance(source, ast.Call)
+            and isinstance(source.func, ast.Name)
+            and source.func.id == "range"
+            and self.is_builtin(source.func)
+        ):
             edges = UNKNOWN if source.keywords or len(source.args) > 2 else self.evaluate.all(source.args)
             empty = edges is not UNKNOWN and all(type(edge) is int for edge in edges) and not range(*edges) and len(edges) > 0
         return self.block(node.orelse) if empty else self.generic_visit(node)
@@ -269,18 +297,18 @@ class Folder(ast.NodeTransformer):
     def visit_Assign(self, node):
         target = assigned_name(node)
         self.generic_visit(node)
-        return None if target and self.drop(target, target.id) and effect_free(node.value) else node
+        return None if target and self.drop(target, target.id) and self.effect_free(node.value) else node
 
     def visit_AnnAssign(self, node):
         target = assigned_name(node)
         if node.value:
             node.value = self.visit(node.value)
-        return None if target and self.drop(target, target.id) and effect_free(node.value) else node
+        return None if target and self.drop(target, target.id) and self.effect_free(node.value) else node
 
     def visit_FunctionDef(self, node):
         defaults = [default for default in node.args.defaults + node.args.kw_defaults if default]
         scope = next(scope for scope in self.names.scopes if scope.node is node)
-        if (scope.parent, node.name) in self.unused and not node.decorator_list and all(map(effect_free, defaults)):
+        if (scope.parent, node.name) in self.unused and not node.decorator_list and all(map(self.effect_free, defaults)):
             return None
         return self.generic_visit(node)
 

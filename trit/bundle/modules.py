@@ -85,7 +85,9 @@ def load(entry, ops_module, arch_module, root):
 
     def visit(name, importer, node):
         if name in active:
-            raise importer.error(node, f"imports in a circle: {' -> '.join(active[active.index(name):] + [name])}; move the shared part out")
+            raise importer.error(
+                node, f"imports in a circle: {' -> '.join(active[active.index(name) :] + [name])}; move the shared part out"
+            )
         if name in loaded:
             return
         role = roles.get(name) or ("ops" if name.startswith(f"{package}.ops.") else "shared")
@@ -163,7 +165,9 @@ def read_import(module, statement, at_top, package):
     if inside_package and not at_top:
         raise module.error(statement, "import of the package inside a function or block; move it to the top of the file")
     if not at_top and module.role != "ops":
-        raise module.error(statement, "import inside a function or block; move it to the top of the file (only ops modules may import late)")
+        raise module.error(
+            statement, "import inside a function or block; move it to the top of the file (only ops modules may import late)"
+        )
     if inside_package and (not is_from or any(alias.asname for alias in statement.names)):
         raise module.error(statement, f"import of the package by name or alias; write `from {origins[0]} import name`")
     if not at_top:

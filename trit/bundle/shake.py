@@ -31,7 +31,9 @@ def check(flat, kept, problems):
             if load in flat.missing:
                 raise flat.missing[load]
             if load not in flat.symbols and load not in bound and load not in BUILTINS and load != "__name__":
-                raise flat.symbols[name].module.error(flat.symbols[name].node, f"`{load}` in `{name}` is defined nowhere in the counted file")
+                raise flat.symbols[name].module.error(
+                    flat.symbols[name].node, f"`{load}` in `{name}` is defined nowhere in the counted file"
+                )
 
 
 def needed_imports(flat, kept):

@@ -153,7 +153,13 @@ class _Specialise(ast.NodeTransformer):
         return node
 
     def visit_Call(self, node):
-        if isinstance(node.func, ast.Name) and node.func.id == "hasattr" and node.args and isinstance(node.args[0], ast.Name) and node.args[0].id in RESERVED:
+        if (
+            isinstance(node.func, ast.Name)
+            and node.func.id == "hasattr"
+            and node.args
+            and isinstance(node.args[0], ast.Name)
+            and node.args[0].id in RESERVED
+        ):
             owner, attribute = node.args[0], node.args[1].value
             found = self.program.attribute(ast.Attribute(owner, attribute, ast.Load()))
             return ast.copy_location(ast.Constant(found is not None), node)
@@ -185,13 +191,17 @@ class _Specialise(ast.NodeTransformer):
         for count, node in enumerate(path, 1):
             shown += f".{node.attr}"
             if not hasattr(value, node.attr):
-                return self.stand_in(node, shown, f"`{shown}` is not a setting of this configuration; guard it with a condition on `cfg`, or fix the name"), count
+                return self.stand_in(
+                    node, shown, f"`{shown}` is not a setting of this configuration; guard it with a condition on `cfg`, or fix the name"
+                ), count
             value = getattr(value, node.attr)
             found = setting_literal(value)
             if found is not None:
                 return found, count
             if not is_dataclass(value):
-                raise self.module.error(node, f"`{shown}` is {value!r}, which has no literal; settings are int, float, str, bool, None or tuples of them")
+                raise self.module.error(
+                    node, f"`{shown}` is {value!r}, which has no literal; settings are int, float, str, bool, None or tuples of them"
+                )
         raise self.module.error(path[-1], f"`{shown}` is a section, not a setting; read its leaves one by one")
 
     def symbol(self, node):
@@ -199,7 +209,9 @@ class _Specialise(ast.NodeTransformer):
         found = self.program.attribute(node)
         if found is None:
             shown = f"{node.value.id}.{node.attr}"
-            return self.stand_in(node, shown, f"`{shown}` is not defined in {self.program.arch}; guard it with `hasattr(arch, ...)` or a condition on `cfg`")
+            return self.stand_in(
+                node, shown, f"`{shown}` is not defined in {self.program.arch}; guard it with `hasattr(arch, ...)` or a condition on `cfg`"
+            )
         owner = found[0]
         original = node.attr
         module = self.program.modules[owner]

@@ -52,7 +52,9 @@ def verify(built, pythons=None):
     except ValueError as error:
         raise BundleError(str(error)) from None
     if hasattr(built, "source") and source != built.source:
-        raise BundleError("the wrapped file expands to another text than the build's source; build it again, and report a bug in wrap.py if it stays")
+        raise BundleError(
+            "the wrapped file expands to another text than the build's source; build it again, and report a bug in wrap.py if it stays"
+        )
     check_syntax(source)
     pythons = find_pythons() if pythons is None else pythons
     for version, path in pythons.items():
@@ -60,7 +62,9 @@ def verify(built, pythons=None):
             result = subprocess.run([path, "-I", "-S", "-c", COMPILE], input=text, capture_output=True, check=False)
             if result.returncode:
                 message = result.stderr.decode(errors="replace").strip().splitlines()[-1:]
-                raise BundleError(f"the {what} is not valid Python {version}: {message}; change the source to what every Python from 3.10 accepts")
+                raise BundleError(
+                    f"the {what} is not valid Python {version}: {message}; change the source to what every Python from 3.10 accepts"
+                )
     return {"source": source, "bytes": len(wrapped), "pythons": pythons, "missing": [v for v in VERSIONS if v not in pythons]}
 
 
@@ -93,8 +97,15 @@ def check_f_strings(source):
 def refuse_nested(token, stack):
     """Refuse a string that reuses the quote of an f-string around it, or has a backslash there."""
     quote = token.string.lstrip("rRfFbBuU")[:1]
-    if any(outer[0] == quote and len(outer) == 1 for outer in stack) or any(outer[0] * 3 in token.string for outer in stack) or stack and "\\" in token.string:
-        raise BundleError(f"line {token.start[0]}: a string inside an f-string reuses its quote or has a backslash, which needs Python 3.12; move it out")
+    if (
+        any(outer[0] == quote and len(outer) == 1 for outer in stack)
+        or any(outer[0] * 3 in token.string for outer in stack)
+        or stack
+        and "\\" in token.string
+    ):
+        raise BundleError(
+            f"line {token.start[0]}: a string inside an f-string reuses its quote or has a backslash, which needs Python 3.12; move it out"
+        )
 
 
 def find_pythons():

@@ -25,7 +25,9 @@ def compress(data, codecs=("brotli", "lzma", "zlib")):
         import brotli
 
         modes = (brotli.MODE_GENERIC, brotli.MODE_FONT)
-        found += [("brotli", brotli.compress(data, mode=mode, quality=11, lgwin=window), "") for mode in modes for window in (15, 16, 18, 22)]
+        found += [
+            ("brotli", brotli.compress(data, mode=mode, quality=11, lgwin=window), "") for mode in modes for window in (15, 16, 18, 22)
+        ]
     if "lzma" in codecs:
         for context_bits in range(5):
             settings = {"lc": context_bits, "lp": 0, "pb": 0, **FULL}

@@ -5,11 +5,11 @@ Groups come from the ParamSpec table, so every tensor is in exactly one. Muon: J
 
 
 def orthogonalise(ops, cfg, x):
-    """Nearest semi-orthogonal matrix to x (R, C) by Newton-Schulz iterations of the quintic 3.4445, -4.7750, 2.0315."""
+    """Nearest semi-orthogonal matrices to x (..., R, C) by Newton-Schulz iterations of the quintic 3.4445, -4.7750, 2.0315."""
     if cfg.train.muon_row_norm:
         x = x * ops.rsqrt(ops.sum(x * x, -1, True) + 1e-14)
-    x = x * ops.rsqrt(ops.sum(x * x) + 1e-14)
-    tall = x.shape[0] > x.shape[1]
+    x = x * ops.rsqrt(ops.sum(ops.sum(x * x, -1, True), -2, True) + 1e-14)
+    tall = x.shape[-2] > x.shape[-1]
     x = ops.swap_last(x) if tall else x
     for _ in range(cfg.train.muon_backend_steps):
         gram = x @ ops.swap_last(x)
@@ -17,11 +17,22 @@ def orthogonalise(ops, cfg, x):
     return ops.swap_last(x) if tall else x
 
 
-def muon_update(ops, cfg, momentum, gradient):
-    """(new momentum, update): Nesterov momentum, orthogonalised, scaled by sqrt(max(1, rows / columns))."""
-    momentum = cfg.train.muon_momentum * momentum + gradient
-    update = orthogonalise(ops, cfg, gradient + cfg.train.muon_momentum * momentum)
-    return momentum, update * max(1.0, gradient.shape[0] / gradient.shape[1]) ** 0.5
+def muon_updates(ops, cfg, specs, gradients, state):
+    """{name: (new momentum, update)} of all matrices: Nesterov momentum, orthogonalised, scaled by sqrt(max(1, rows / columns)).
+
+    Matrices of one shape are orthogonalised as one batch: many small products would cost more than their arithmetic.
+    """
+    shapes, found = {}, {}
+    for spec in specs:
+        if spec.group == "matrix":
+            shapes.setdefault(spec.shape, []).append(spec)
+    for (rows, columns), members in shapes.items():
+        momenta = [cfg.train.muon_momentum * state[spec.name][0] + gradients[spec.name] for spec in members]
+        directions = [gradients[spec.name] + cfg.train.muon_momentum * momentum for spec, momentum in zip(members, momenta)]
+        updates = orthogonalise(ops, cfg, ops.stack(directions, 0)) * max(1.0, rows / columns) ** 0.5
+        for index, (spec, momentum) in enumerate(zip(members, momenta)):
+            found[spec.name] = momentum, updates[index]
+    return found
 
 
 def adam_update(ops, cfg, first, second, gradient, step):
@@ -55,10 +66,11 @@ def optimizer_step(ops, cfg, specs, p, gradients, state, factor, step):
     Rows of the engram tables that no token of the batch read keep their weights and moments.
     """
     new_p, new_state = {}, {}
+    matrices = muon_updates(ops, cfg, specs, gradients, state)
     for spec in specs:
         x, gradient, rate = p[spec.name], gradients[spec.name], factor * group_rate(cfg, spec)
         if spec.group == "matrix":
-            momentum, update = muon_update(ops, cfg, state[spec.name][0], gradient)
+            momentum, update = matrices[spec.name]
             new_state[spec.name] = (momentum,)
             new_p[spec.name] = x * (1.0 - rate * cfg.train.muon_wd) - rate * update
             continue

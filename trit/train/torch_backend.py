@@ -120,7 +120,9 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
                 return float(loss), norm
             if cfg.train.grad_clip_norm and norm > cfg.train.grad_clip_norm:
                 gradients = {name: g * (cfg.train.grad_clip_norm / norm) for name, g in gradients.items()}
-            held["p"], held["optimizer"] = optimizer_step(ops, cfg, specs, held["p"], gradients, held["optimizer"], factor, held["step"] + 1)
+            held["p"], held["optimizer"] = optimizer_step(
+                ops, cfg, specs, held["p"], gradients, held["optimizer"], factor, held["step"] + 1
+            )
             held["step"] += 1
             if cfg.train.ema_decay and averaging:
                 old = held["ema"] or held["p"]

@@ -1,0 +1,63 @@
+"""The command line that both training entries share: settings -> plan -> training -> checkpoint. Errors are one line with the mend."""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+
+from trit.compress.plan import budget_table, check_plan, plan
+from trit.config_load import describe, load, save
+from trit.data.manifest import check_vocabulary
+from trit.models import load_arch
+from trit.params import init_params
+from trit.train.checkpoint import load_checkpoint, save_checkpoint
+from trit.train.log import Log
+from trit.train.run import run_training
+
+
+def prepare_run(options, overrides, world):
+    """(config, run, text of the resolved settings, run folder, resumed state or None), all checked before any device work."""
+    config, run, origins = load(options.config, os.environ, overrides, world)
+    folder = Path(run.out_path or f"runs/{run.run_id}")
+    resumed = None
+    if run.resume:
+        before, *resumed = load_checkpoint(folder / "checkpoint.npz")
+        if before != config:
+            raise ValueError(f"{folder}/checkpoint.npz has other settings than this command; resume with those of {folder}/config.json")
+    check_vocabulary(run.data_path, config.model.vocab_size)
+    return config, run, describe(config, run, origins), folder, resumed
+
+
+def launch(arguments, text, ops, start_process, make_backend):
+    """Train with the given array vocabulary and backend. `text` is the help of the command; exits non-zero on a user's mistake."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", help="preset, for example configs/demo.toml")
+    options, overrides = parser.parse_known_args(arguments)
+    folder = Path("runs")
+    try:
+        process = start_process()
+        config, run, settings, folder, resumed = prepare_run(options, overrides, process.world)
+        arch = load_arch(config.model.name)
+        specs = arch.param_specs(config)
+        made = plan(config, specs, config.compress.code_bytes_reserve)
+        check_plan(made, config.track.cap_bytes)
+        folder.mkdir(parents=True, exist_ok=True)
+        log = Log(process.rank, folder, keep=run.resume)
+        if process.rank == 0:
+            save(config, folder / "config.json")
+            (folder / "run.json").write_text(json.dumps(dataclasses.asdict(run)) + "\n")
+        log.line(f"{settings}\n{budget_table(made, config.track.cap_bytes)}")
+
+        def save_state(*state):
+            if process.rank == 0:
+                save_checkpoint(folder / "checkpoint.npz", config, *state)
+
+        backend = make_backend(ops, arch, config, specs, init_params(specs, run.seed), process)
+        run_training(config, specs, backend, run.data_path, run.seed, log, resumed, save_state)
+    except KeyboardInterrupt:
+        sys.exit(f"\nstopped; the state is saved in {folder}. Continue with the same command and resume=true")
+    except (ValueError, FloatingPointError) as fault:
+        sys.exit(f"error: {fault}")
+    log.line(f"checkpoint: {folder}/checkpoint.npz; next: python build_submission.py --run {folder} --dce")
