@@ -17,7 +17,9 @@ from trit.train.log import Log
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", required=True, help="folder of the training run, for example runs/demo")
-    parser.add_argument("--dce", action="store_true", help="specialise and tree-shake the counted file (without it, the whole package is wrapped)")
+    parser.add_argument(
+        "--dce", action="store_true", help="specialise and tree-shake the counted file (without it, the whole package is wrapped)"
+    )
     parser.add_argument("--name", help="name of the record; the run's name by default")
     parser.add_argument("--records", default="records", help="where records are filed")
     parser.add_argument("--author", default="trit")

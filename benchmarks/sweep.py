@@ -31,7 +31,9 @@ def run_variant(name, preset, settings, log):
     calibration = find_calibration(torch_ops, arch, config, process, arrays, run.data_path, log)
     data = make_artifact(torch_ops, arch, config, arrays, calibration)
     begin = time.perf_counter()
-    score, _ = score_arrays(torch_ops, arch, config, process, load_artifact(torch_ops, arch, config, data), run.data_path, run.tokenizer_path)
+    score, _ = score_arrays(
+        torch_ops, arch, config, process, load_artifact(torch_ops, arch, config, data), run.data_path, run.tokenizer_path
+    )
     tokens = result.steps * config.train.train_batch_tokens
     return {
         "name": name,

@@ -217,20 +217,20 @@ ARGUMENTS = [(1, "a"), (0, None), (2.5, (1,)), ("ab", -1), (Odd(), True), ([], 3
 @pytest.mark.filterwarnings("ignore::SyntaxWarning")
 def test_expressions_keep_their_value():
     changed = 0
-    for seed in range(1200):
+    for seed in range(900):
         text = f"WIDTH = 4\nTABLE = {{1: 2, 'a': 'z'}}\ndef main(a, b):\n    return {Generator(seed).expression(3, ['a', 'b'])}\n"
         new, problems = folded(text)
         assert not problems
         changed += new != ast.unparse(ast.parse(text))
         for arguments in ARGUMENTS[seed % 2 :: 2]:
             assert behaviour(new, arguments) == behaviour(text, arguments), f"{text}\nbecame\n{new}"
-    assert changed > 400
+    assert changed > 300
 
 
 @pytest.mark.filterwarnings("ignore::SyntaxWarning")
 def test_programs_keep_their_behaviour():
     changed, refused = 0, 0
-    for seed in range(500):
+    for seed in range(350):
         text = program_text(seed)
         try:
             compile(text, "program", "exec")
@@ -244,7 +244,7 @@ def test_programs_keep_their_behaviour():
         for arguments in ARGUMENTS[seed % 3 :: 3]:
             before, after = behaviour(text, arguments), behaviour(new, arguments)
             assert after == before, f"{text}\nbecame\n{new}"
-    assert changed > 250 and refused < 100
+    assert changed > 175 and refused < 100
 
 
 EXACT = {

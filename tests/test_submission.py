@@ -24,13 +24,15 @@ TINY = [
 
 def run(script, *arguments):
     """A top-level script in a process of its own, as a user would start it."""
-    return subprocess.run([sys.executable, script, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(
+        [sys.executable, script, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 @pytest.fixture(scope="module")
 def text_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
-    words = "the quick brown fox jumps over a lazy dog and naïve people count each byte twice in the night".split()
+    words = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "naïve", "people", "count", "each", "byte", "twice", "in", "the", "night"]
     generator = np.random.default_rng(0)
     for split, count in (("train", 24), ("val", 3)):
         lines = [json.dumps({"text": " ".join(generator.choice(words, 80))}) for _ in range(count)]

@@ -112,7 +112,9 @@ def build(run_folder, run, shake, name, root, about, log):
     shaken, whole = (bundle(config, shake=flag) for flag in (True, False))
     counted = shaken if shake else whole
     verified = verify(counted)
-    log.line(f"Code size: {len(counted.wrapped)} bytes (shaken {len(shaken.wrapped)}, unshaken {len(whole.wrapped)}, readable {len(counted.readable.encode())})")
+    log.line(
+        f"Code size: {len(counted.wrapped)} bytes (shaken {len(shaken.wrapped)}, unshaken {len(whole.wrapped)}, readable {len(counted.readable.encode())})"
+    )
     check_budget(len(counted.wrapped), len(artifact), config.track.cap_bytes)
     rows = sizes(specs, quantize(torch_ops, config, specs, {n: torch_ops.from_numpy(a) for n, a in arrays.items()}, calibration), artifact)
     log.line(size_table(rows))
@@ -125,7 +127,9 @@ def build(run_folder, run, shake, name, root, about, log):
     before, trained_losses = score_arrays(
         torch_ops, arch, config, process, trained_forward(config, arrays, calibration), run.data_path, run.tokenizer_path
     )
-    alone, eval_seconds, done = run_counted_file(counted, artifact, run.data_path, tokenizer_path, run_folder / "alone", config.track.eval_seconds or 86400)
+    alone, eval_seconds, done = run_counted_file(
+        counted, artifact, run.data_path, tokenizer_path, run_folder / "alone", config.track.eval_seconds or 86400
+    )
     comparison = other_compressors(validation_text(tokens, tokenizer_path))
     foreign = [path for path in done.opened or [] if "_train_" in path]
     train_seconds = seconds + calibration_seconds
@@ -138,8 +142,16 @@ def build(run_folder, run, shake, name, root, about, log):
         certify.byte_accounting(tokens, tokenizer_path, config.model.vocab_size),
         certify.prefix_replay(config, losses_of, tokens, config.model.vocab_size),
         certify.check("runs alone", done.returncode == 0, f"empty folder, python -I, {done.isolation}, exit {done.returncode}"),
-        certify.check("no training text at evaluation", not foreign, f"{len(done.opened or [])} files opened, training shards among them: {len(foreign)}"),
-        certify.check("byte-compiles", True, f"python {', '.join(sorted(verified['pythons']))}; not installed here: {', '.join(verified['missing']) or 'none'}"),
+        certify.check(
+            "no training text at evaluation",
+            not foreign,
+            f"{len(done.opened or [])} files opened, training shards among them: {len(foreign)}",
+        ),
+        certify.check(
+            "byte-compiles",
+            True,
+            f"python {', '.join(sorted(verified['pythons']))}; not installed here: {', '.join(verified['missing']) or 'none'}",
+        ),
         certify.check("rebuild is identical", bundle(config, shake=shake).wrapped == counted.wrapped, f"sha256 {counted.sha256}"),
         certify.within_time("training time", train_seconds, config.track.train_seconds),
         certify.within_time("evaluation time", eval_seconds, config.track.eval_seconds),
@@ -171,7 +183,9 @@ def build(run_folder, run, shake, name, root, about, log):
         "train_gpt_readable.py": counted.readable.encode(),
         "artifact.trit": artifact,
         "train.log": (run_folder / "train.log").read_bytes() + done.stdout.encode(),
-        "requirements.txt": "".join(f"{p}=={v}\n" for p, v in record.versions().items() if p in ("torch", "numpy", "sentencepiece", "brotli")).encode(),
+        "requirements.txt": "".join(
+            f"{p}=={v}\n" for p, v in record.versions().items() if p in ("torch", "numpy", "sentencepiece", "brotli")
+        ).encode(),
     }
     if (Path(run.data_path) / MANIFEST_NAME).exists():
         files["manifest.json"] = Path(run.data_path) / MANIFEST_NAME

@@ -187,7 +187,12 @@ def validate(config, world_size=1):
         encoder = model.num_layers // 2
         require(0 <= engram.engram_layer <= encoder, "engram.engram_layer", engram.engram_layer, f"is outside the encoder, 0 to {encoder}")
         require(1 <= engram.engram_orders <= 3, "engram.engram_orders", engram.engram_orders, "must be 1, 2 or 3")
-        require(engram.engram_heads > 0 and engram.engram_row_dim > 0, "engram.engram_heads", engram.engram_heads, "and engram_row_dim must be positive")
+        require(
+            engram.engram_heads > 0 and engram.engram_row_dim > 0,
+            "engram.engram_heads",
+            engram.engram_heads,
+            "and engram_row_dim must be positive",
+        )
     require(2 <= quant.embed_bits <= 8, "quant.embed_bits", quant.embed_bits, "must be 2 to 8")
     require(2 <= quant.matrix_bits <= 8, "quant.matrix_bits", quant.matrix_bits, "must be 2 to 8")
     require(1 <= quant.engram_bits <= 8, "quant.engram_bits", quant.engram_bits, "must be 1 (ternary) to 8")
@@ -195,11 +200,21 @@ def validate(config, world_size=1):
     require(0 < quant.ternary_threshold < 2, "quant.ternary_threshold", quant.ternary_threshold, "must lie between 0 and 2")
     for name in ("warmup_fraction", "warmdown_fraction", "min_lr", "ema_start_fraction"):
         require(0 <= getattr(train, name) <= 1, f"train.{name}", getattr(train, name), "must lie between 0 and 1")
-    require(0 <= quant.full_precision_fraction < 1, "quant.full_precision_fraction", quant.full_precision_fraction, "must be at least 0 and below 1")
+    require(
+        0 <= quant.full_precision_fraction < 1,
+        "quant.full_precision_fraction",
+        quant.full_precision_fraction,
+        "must be at least 0 and below 1",
+    )
     require(0 <= train.ema_decay < 1, "train.ema_decay", train.ema_decay, "must be at least 0 and below 1")
     require(train.iterations > 0, "train.iterations", train.iterations, "must be positive")
     require(train.log_every > 0, "train.log_every", train.log_every, "must be positive")
-    require(train.train_seq_len > 1 and train.grad_accum_steps > 0, "train.train_seq_len", train.train_seq_len, "and grad_accum_steps must be positive")
+    require(
+        train.train_seq_len > 1 and train.grad_accum_steps > 0,
+        "train.train_seq_len",
+        train.train_seq_len,
+        "and grad_accum_steps must be positive",
+    )
     step = world_size * train.grad_accum_steps * train.train_seq_len
     near = " or ".join(map(str, nearest_multiples(train.train_batch_tokens, step)))
     require(

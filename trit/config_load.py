@@ -182,4 +182,3 @@ def describe(config, run, origins):
             parts.append(f"{field.name}={getattr(values, field.name)}{mark}")
         lines.append(f"{name}: " + ", ".join(parts))
     return "\n".join(lines)
-

@@ -42,7 +42,9 @@ def byte_accounting(tokens, tokenizer_path, vocab_size):
         counted = int(token_bytes(table, document[:-1], document[1:]).sum())
         size = len(tokenizer.decode(document[1:].tolist()).encode())
         wrong, total = wrong + (counted != size), total + size
-    return check("byte accounting", wrong == 0, f"{len(documents)} documents, {total} bytes of decoded text, {wrong} documents counted wrongly")
+    return check(
+        "byte accounting", wrong == 0, f"{len(documents)} documents, {total} bytes of decoded text, {wrong} documents counted wrongly"
+    )
 
 
 def scored_once(score, tokens):
@@ -63,7 +65,9 @@ def prefix_replay(cfg, token_losses, tokens, vocab_size, seed=0):
         changed[cut + 1 :] = generator.integers(0, vocab_size, len(tokens) - cut - 1)
         after, _ = score_tokens(cfg, token_losses, changed, 0, 1)
         moved, tried = max(moved, float(np.abs(after[:cut] - before[:cut]).max())), tried + 1
-    return check("prefix replay", tried > 0 and moved == 0.0, f"{tried} cuts in {len(tokens)} tokens, largest change before a cut {moved:.3g} nats")
+    return check(
+        "prefix replay", tried > 0 and moved == 0.0, f"{tried} cuts in {len(tokens)} tokens, largest change before a cut {moved:.3g} nats"
+    )
 
 
 def normalised(logits, losses, targets):
@@ -73,14 +77,20 @@ def normalised(logits, losses, targets):
     rows = logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
     off = float(np.abs(losses + rows[np.arange(len(targets)), targets]).max())
     whole = float(np.abs(np.exp(rows).sum(-1) - 1.0).max())
-    return check("normalised probabilities", off < 1e-4 and whole < 1e-6, f"{len(targets)} rows: loss off by at most {off:.2g} nats, sums off by {whole:.2g}")
+    return check(
+        "normalised probabilities",
+        off < 1e-4 and whole < 1e-6,
+        f"{len(targets)} rows: loss off by at most {off:.2g} nats, sums off by {whole:.2g}",
+    )
 
 
 def same_losses(name, first, second, what):
     """Two loss arrays are identical, bit for bit."""
     equal = first.shape == second.shape and bool((first == second).all())
     gap = float(np.abs(first - second).max()) if first.shape == second.shape else math.inf
-    return check(name, equal, f"{what}: {'identical' if equal else 'different'} on {len(first)} positions, largest difference {gap:.3g} nats")
+    return check(
+        name, equal, f"{what}: {'identical' if equal else 'different'} on {len(first)} positions, largest difference {gap:.3g} nats"
+    )
 
 
 def within_budget(code_bytes, model_bytes, cap):

@@ -54,7 +54,9 @@ def forward(ops, p, cfg, tokens):
         mix = p[name + ".mix"]
         # Stored as the distance from (1 - x0_mix, x0_mix), so that Adam's steps and 16-bit rounding act on small numbers.
         x = (mix[0] + (1.0 - cfg.arch.x0_mix_init)) * x + (mix[1] + cfg.arch.x0_mix_init) * start
-        branch, values = attention_layer(ops, p, cfg, name + ".attn", ops.rms_norm(x), rotary, first_values, i >= layers - cfg.model.xsa_layers)
+        branch, values = attention_layer(
+            ops, p, cfg, name + ".attn", ops.rms_norm(x), rotary, first_values, i >= layers - cfg.model.xsa_layers
+        )
         first_values = values if first_values is None else first_values
         x = x + p[name + ".attn_scale"] * branch
         x = x + p[name + ".mlp_scale"] * mlp_layer(ops, p, name + ".mlp", ops.rms_norm(x))

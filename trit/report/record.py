@@ -92,7 +92,10 @@ FILES = (
     ("train.log", "what training and scoring printed"),
     ("requirements.txt", "packages the counted program imports"),
     ("manifest.json", "the data the numbers belong to: files, counts, hashes"),
-    ("tokenizer.model", "the tokenizer (absent for byte260); not counted, as the contest practises, but it would fit where the table says so"),
+    (
+        "tokenizer.model",
+        "the tokenizer (absent for byte260); not counted, as the contest practises, but it would fit where the table says so",
+    ),
 )
 
 
@@ -103,9 +106,15 @@ def readme(config, submission, checks, comparison, folder):
         ("bits per byte, validation, sliding", f"**{submission['val_bpb']:.4f}**"),
         ("the same text under other compressors", ", ".join(f"{name} {bpb:.4f}" for name, bpb in comparison)),
         ("round-trip gap", f"{submission['round_trip_gap']:.1e}" if submission["round_trip_gap"] else "0 (bit for bit)"),
-        ("counted bytes", f"{submission['bytes_code']:,} code + {submission['bytes_model']:,} weights = {submission['bytes_total']:,} of {submission['bytes_cap']:,}"),
+        (
+            "counted bytes",
+            f"{submission['bytes_code']:,} code + {submission['bytes_model']:,} weights = {submission['bytes_total']:,} of {submission['bytes_cap']:,}",
+        ),
         ("with the tokenizer counted too", f"{strict:,} ({'fits' if strict <= submission['bytes_cap'] else 'would not fit'})"),
-        ("training", f"{submission['train_time_seconds']:.1f} s, {submission['step_stop']:,} steps, then {submission['calibration_seconds']:.1f} s of calibration"),
+        (
+            "training",
+            f"{submission['train_time_seconds']:.1f} s, {submission['step_stop']:,} steps, then {submission['calibration_seconds']:.1f} s of calibration",
+        ),
         ("evaluation", f"{submission['eval_time_seconds']:.1f} s"),
         ("machine", submission["hardware"]),
     ]

@@ -77,7 +77,8 @@ def train(cfg, backend, loader, log, save, step, seconds, clock):
         save(step, clock() - begin)
         raise
     seconds = clock() - begin
-    log.line(f"stopping_early: wallclock_cap train_time:{seconds * 1000:.0f}ms step:{step}/{cfg.train.iterations}")
+    reason = "stopping_early: wallclock_cap " if step < cfg.train.iterations else ""
+    log.line(f"{reason}train_time:{seconds * 1000:.0f}ms step:{step}/{cfg.train.iterations}")
     return TrainResult(step, seconds, loss, skipped)
 
 

@@ -1,33 +1,11 @@
 """The MLX side of training and evaluation: the same names and contracts as `torch_backend`. With `ops/mlx_ops` the only importer of mlx."""
 
-from typing import NamedTuple
-
 import mlx.core as mx
 import numpy as np
 
 from trit.compress.quantize import fake_quantize
+from trit.train.backend import Backend, Process
 from trit.train.optimizer import optimizer_state, optimizer_step
-
-
-class Process(NamedTuple):
-    """This process among its peers: rank, number of ranks, device name (MLX itself places the arrays)."""
-
-    rank: int
-    world: int
-    device: str
-
-
-class Backend(NamedTuple):
-    """What the training loop may ask of a backend. `step(inputs, targets, factor, rounded, averaging)` -> (loss, gradient norm);
-    `slowest(seconds)` -> the largest over ranks; `export()` -> {name: array}; `state()` and `restore(state)` hold everything."""
-
-    step: object
-    slowest: object
-    export: object
-    state: object
-    restore: object
-    rank: int
-    world: int
 
 
 def start_process():

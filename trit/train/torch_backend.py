@@ -1,35 +1,14 @@
 """The PyTorch side of training and evaluation: processes, gradients, the step. With `ops/torch_ops` the only importer of torch."""
 
 import os
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as distributed
 
 from trit.compress.quantize import fake_quantize
+from trit.train.backend import Backend, Process
 from trit.train.optimizer import optimizer_state, optimizer_step
-
-
-class Process(NamedTuple):
-    """This process among its peers: rank, number of ranks, torch device name."""
-
-    rank: int
-    world: int
-    device: str
-
-
-class Backend(NamedTuple):
-    """What the training loop may ask of a backend. `step(inputs, targets, factor, rounded, averaging)` -> (loss, gradient norm);
-    `slowest(seconds)` -> the largest over ranks; `export()` -> {name: array}; `state()` and `restore(state)` hold everything."""
-
-    step: object
-    slowest: object
-    export: object
-    state: object
-    restore: object
-    rank: int
-    world: int
 
 
 def start_process():
@@ -77,6 +56,16 @@ def observe(ops, arch, cfg, arrays, inputs, process):
     return {name: ops.to_numpy(x) for name, x in weights["taps"].items()}
 
 
+def compiled(function):
+    """`function` compiled whole, or as it is where this machine cannot compile (no C++ compiler, say); prints why."""
+    try:
+        torch.compile(torch.square)(torch.ones(2))
+    except Exception as fault:
+        print(f"train.compile: eager instead, because compiling fails here: {type(fault).__name__}: {str(fault).strip().splitlines()[0]}")
+        return function
+    return torch.compile(function, fullgraph=True, dynamic=False)
+
+
 def make_backend(ops, arch, cfg, specs, arrays, process):
     """`Backend` over the parameter table `specs`, started from numpy `arrays`."""
     names = [spec.name for spec in specs]
@@ -92,7 +81,7 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
         return loss + sum(auxiliary.values()), loss
 
     if cfg.train.compile:
-        loss_function = torch.compile(loss_function)
+        loss_function = compiled(loss_function)
 
     def gradients_of(inputs, targets, rounded):
         """Mean loss and gradients over this step's micro-batches and all ranks."""
