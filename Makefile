@@ -24,5 +24,5 @@ lint: setup
 	$(RUN) -m ruff check . && $(RUN) -m ruff format --check .
 
 bench: setup
-	$(RUN) benchmarks/loader_memory.py
-	$(RUN) benchmarks/byte_accounting.py
+	$(RUN) -m benchmarks.shard_memory
+	$(RUN) -m benchmarks.byte_accounting pydocs byte260 data/pydocs_sp512/sp_bpe_512.model

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from trit.build import build
 from trit.config import RunArgs
+from trit.report.record import result_rows
 from trit.train.log import Log
 
 
@@ -33,15 +34,16 @@ def main(arguments=None):
         run = RunArgs(**json.loads((folder / "run.json").read_text()))
         about = {"author": options.author, "github_id": options.github_id, "blurb": options.blurb}
         log = Log()
-        built, comparison = build(folder, run, options.dce, options.name or run.run_id, options.records, about, log)
+        built = build(folder, run, options.dce, options.name or run.run_id, options.records, about, log)
     except (ValueError, RuntimeError, OSError) as fault:
         sys.exit(f"error: {fault}")
     submission = built.submission
+    print("\ncertificate")
     for item in built.checks:
-        print(f"{item.verdict.upper():4}  {item.name}: {item.evidence}")
-    print(f"\nbits per byte {submission['val_bpb']:.4f}   " + "   ".join(f"{name} {bpb:.4f}" for name, bpb in comparison))
-    gap = submission["round_trip_gap"]
-    print(f"round-trip gap {gap:.3g}   bytes {submission['bytes_total']:,} of {submission['bytes_cap']:,}")
+        print(f"  {item.verdict:5} {item.name}: {item.evidence}")
+    print("\nresult")
+    for what, measured in result_rows(submission, built.comparison):
+        print(f"  {what.replace('`', ''):<52}{measured}")
     if built.folder is None:
         names = ", ".join(item.name for item in built.checks if item.verdict != "pass")
         sys.exit(f"error: no record was filed, because of: {names}. The evidence stands above; mend it and build again")

@@ -32,7 +32,27 @@ def run(script, *arguments):
 @pytest.fixture(scope="module")
 def text_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
-    words = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "naïve", "people", "count", "each", "byte", "twice", "in", "the", "night"]
+    words = [
+        "the",
+        "quick",
+        "brown",
+        "fox",
+        "jumps",
+        "over",
+        "a",
+        "lazy",
+        "dog",
+        "and",
+        "naïve",
+        "people",
+        "count",
+        "each",
+        "byte",
+        "twice",
+        "in",
+        "the",
+        "night",
+    ]
     generator = np.random.default_rng(0)
     for split, count in (("train", 24), ("val", 3)):
         lines = [json.dumps({"text": " ".join(generator.choice(words, 80))}) for _ in range(count)]

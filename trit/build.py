@@ -15,7 +15,7 @@ import numpy as np
 
 from trit.bundle.bundle import bundle
 from trit.bundle.verify import run_alone, verify
-from trit.compress.plan import check_budget, size_table, sizes
+from trit.compress.plan import category_bytes, check_budget, size_table, sizes
 from trit.compress.quantize import fake_quantize, quantize
 from trit.data.loader import validation_tokens
 from trit.data.manifest import MANIFEST_NAME, resolve_tokenizer
@@ -32,11 +32,12 @@ from trit.train.torch_backend import evaluator, start_process
 
 
 class Built(NamedTuple):
-    """What a build hands on: the record's folder (None where a check failed), submission facts, checks."""
+    """What a build hands on: the record's folder (None where a check failed), submission facts, checks, [(compressor, bits per byte)]."""
 
     folder: Path
     submission: dict
     checks: list
+    comparison: list
 
 
 def compress_run(config, arrays, data_path, log):
@@ -168,6 +169,7 @@ def build(run_folder, run, shake, name, root, about, log):
         "bytes_model": len(artifact),
         "bytes_tokenizer": 0 if tokenizer_path == "byte260" else os.path.getsize(tokenizer_path),
         "parameters": parameter_count(specs),
+        "categories": category_bytes(rows),
         "hardware": record.hardware(process),
         "sha256_code": counted.sha256,
         "sha256_model": digest,
@@ -177,7 +179,7 @@ def build(run_folder, run, shake, name, root, about, log):
     submission["name"] = name
     failed = [item for item in checks if item.verdict != "pass"]
     if failed:
-        return Built(None, submission, checks), comparison
+        return Built(None, submission, checks, comparison)
     files = {
         "train_gpt.py": counted.wrapped,
         "train_gpt_readable.py": counted.readable.encode(),
@@ -192,4 +194,4 @@ def build(run_folder, run, shake, name, root, about, log):
     if tokenizer_path != "byte260":
         files["tokenizer.model"] = tokenizer_path
     folder = record.new_folder(root, config.track.track, name)
-    return Built(record.write_record(folder, config, submission, checks, comparison, files), submission, checks), comparison
+    return Built(record.write_record(folder, config, submission, checks, comparison, files), submission, checks, comparison)

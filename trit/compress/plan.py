@@ -205,6 +205,14 @@ def size_table(rows):
     return "\n".join(lines)
 
 
+def category_bytes(rows):
+    """{category: bytes} of `sizes`."""
+    totals = {}
+    for row in rows:
+        totals[row.category] = totals.get(row.category, 0) + row.size
+    return totals
+
+
 def budget_table(made, cap):
     """Printable text of a Plan: one line a kind of number, then code, total and what stays free under `cap`."""
     lines = [f"{'category':<10}{'storage':<9}{'numbers':>12}{'expected':>13}{'at most':>13}{'bits each':>11}"]

@@ -63,6 +63,7 @@ def submission_json(config, run, facts, author, github_id, blurb):
         "bytes_code": facts["bytes_code"],
         "bytes_model": facts["bytes_model"],
         "bytes_tokenizer": facts["bytes_tokenizer"],
+        "bytes_by_category": {"code": facts["bytes_code"], **facts["categories"]},
         "bytes_cap": config.track.cap_bytes,
         "step_stop": facts["steps"],
         "train_time_seconds": round(facts["train_seconds"], 3),
@@ -99,35 +100,52 @@ FILES = (
 )
 
 
-def readme(config, submission, checks, comparison, folder):
-    """README.md of the record."""
-    strict = submission["bytes_total"] + submission["bytes_tokenizer"]
-    results = [
-        ("bits per byte, validation, sliding", f"**{submission['val_bpb']:.4f}**"),
-        ("the same text under other compressors", ", ".join(f"{name} {bpb:.4f}" for name, bpb in comparison)),
-        ("round-trip gap", f"{submission['round_trip_gap']:.1e}" if submission["round_trip_gap"] else "0 (bit for bit)"),
-        (
-            "counted bytes",
-            f"{submission['bytes_code']:,} code + {submission['bytes_model']:,} weights = {submission['bytes_total']:,} of {submission['bytes_cap']:,}",
-        ),
-        ("with the tokenizer counted too", f"{strict:,} ({'fits' if strict <= submission['bytes_cap'] else 'would not fit'})"),
-        (
-            "training",
-            f"{submission['train_time_seconds']:.1f} s, {submission['step_stop']:,} steps, then {submission['calibration_seconds']:.1f} s of calibration",
-        ),
-        ("evaluation", f"{submission['eval_time_seconds']:.1f} s"),
+def result_rows(submission, comparison):
+    """[(what, measured)] of a submission: the console and the README show the same table."""
+    total, cap = submission["bytes_total"], submission["bytes_cap"]
+    strict = total + submission["bytes_tokenizer"]
+    gap = submission["round_trip_gap"]
+    steps = f"{submission['step_stop']:,} steps, then {submission['calibration_seconds']:.1f} s of calibration"
+    rows = [("bits per byte, validation, sliding windows", f"{submission['val_bpb']:.4f}")]
+    rows += [(f"bits per byte, the same text under `{name}`", f"{bpb:.4f}") for name, bpb in comparison]
+    rows += [(f"bytes: {name}", f"{size:,}") for name, size in submission["bytes_by_category"].items()]
+    return rows + [
+        ("bytes: counted total", f"{total:,} of {cap:,}"),
+        ("bytes with the tokenizer counted too", f"{strict:,} ({'fits' if strict <= cap else 'would not fit'})"),
+        ("round-trip gap", f"largest difference {gap:.1e} nats" if gap else "0, bit for bit"),
+        ("training", f"{submission['train_time_seconds']:.1f} s, {steps}"),
+        ("evaluation, from process start", f"{submission['eval_time_seconds']:.1f} s"),
         ("machine", submission["hardware"]),
     ]
-    files = [(f"`{name}`", what) for name, what in FILES if (folder / name).exists() or name in ("submission.json", "certificate.json")]
-    run = "DATA_PATH=<folder with the validation shards> python train_gpt.py"
-    return (
-        f"# {submission['name']}: {submission['val_bpb']:.4f} bits per byte in {submission['bytes_total']:,} bytes\n\n"
-        f"{submission['blurb']}\n\nTrack `{submission['track']}`, {submission['date']}, seed {submission['seeds'][0]}. Generated; do not edit.\n\n"
-        f"{table(results, ('what', 'measured'))}\n\n## Check it\n\n```\ncd {folder.name} && {run}\n```\n\n"
-        f"prints `val_bpb` of the artifact. Remove `artifact.trit` first and it trains a new one.\n\n"
-        f"## Certificate\n\n{table([(c.name, c.verdict, c.evidence) for c in checks], ('check', 'verdict', 'evidence'))}\n\n"
-        f"## Files\n\n{table(files, ('file', 'what it is'))}\n"
-    )
+
+
+def readme(submission, checks, comparison, names):
+    """README.md of a record that holds the files `names`."""
+    files = [(f"`{name}`", what) for name, what in FILES if name in names]
+    return f"""# {submission["name"]}: {submission["val_bpb"]:.4f} bits per byte in {submission["bytes_total"]:,} bytes
+
+{submission["blurb"]} Track `{submission["track"]}`, {submission["date"]}, seed {submission["seeds"][0]}. Generated; do not edit.
+
+{table(result_rows(submission, comparison), ("what", "measured"))}
+
+## Check it
+
+With `DATA_PATH` naming a folder that holds the shards of `manifest.json` (the project's `python -m trit.data.prepare` makes them), run here
+
+```
+python train_gpt.py
+```
+
+It scores `artifact.trit` and prints `val_bpb`. Without `artifact.trit` it trains a new one first.
+
+## Certificate
+
+{table([(c.name, c.verdict, c.evidence) for c in checks], ("check", "verdict", "evidence"))}
+
+## Files
+
+{table(files, ("file", "what it is"))}
+"""
 
 
 def hardware(process):
@@ -154,9 +172,9 @@ def write_record(folder, config, submission, checks, comparison, files):
     save(config, temporary / "config.json")
     (temporary / "submission.json").write_text(json.dumps(submission, indent=1) + "\n")
     (temporary / "certificate.json").write_text(json.dumps({"checks": [item._asdict() for item in checks]}, indent=1) + "\n")
-    final = temporary.rename(folder)
-    (final / "README.md").write_text(readme(config, submission, checks, comparison, final))
-    return final
+    names = {path.name for path in temporary.iterdir()}
+    (temporary / "README.md").write_text(readme(submission, checks, comparison, names))
+    return temporary.rename(folder)
 
 
 def bits_per_byte(size, text_bytes):

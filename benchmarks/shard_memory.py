@@ -1,10 +1,11 @@
-"""Peak memory of training on a 1 GB shard: `python -m benchmarks.loader_memory`.
+"""Peak memory of training on a 1 GB shard: `python -m benchmarks.shard_memory`.
 
 Input: a synthetic shard of 500 million tokens in a temporary folder. Output: seconds to open it, batches a second, and the
 peak resident memory of this process, mapped file pages included.
 """
 
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -37,8 +38,16 @@ def peak_megabytes():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1_000_000 if sys.platform == "darwin" else 1000)
 
 
+def train_on(folder):
+    """Peak resident memory in MB of `train_gpt.py` with the demo model on the shard, 40 steps, in a process of its own."""
+    settings = ["model.vocab_size=1024", f"data_path={folder}", f"out_path={folder}/run", "train.iterations=40", "train.compile=false"]
+    command = [sys.executable, "train_gpt.py", "--config", "configs/demo.toml", *settings]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=Path(__file__).resolve().parent.parent)
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (1_000_000 if sys.platform == "darwin" else 1000)
+
+
 def main():
-    """Make the shard, open it, take the batches, print the figures."""
+    """Make the shard, open it, take the batches, train on it, print the figures."""
     train = TrainConfig(train_seq_len=1024, train_batch_tokens=524_288)
     cfg = Config(ModelConfig(), None, EngramConfig(), QuantConfig(), train, CompressConfig(), EvalConfig(), TrackConfig())
     with tempfile.TemporaryDirectory() as folder:
@@ -54,6 +63,7 @@ def main():
         seconds = time.perf_counter() - start
         tokens = BATCHES * train.train_batch_tokens
         loader.close()
+        print(f"training peak {train_on(folder):.0f} MB")
         print(
             f"{BATCHES} batches of {train.train_batch_tokens} tokens, {tokens / seconds / 1e6:.0f} M tokens/s, peak {peak_megabytes():.0f} MB"
         )
