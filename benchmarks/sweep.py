@@ -32,7 +32,7 @@ def run_variant(name, preset, settings, log):
     data = make_artifact(torch_ops, arch, config, arrays, calibration)
     begin = time.perf_counter()
     score, _ = score_arrays(
-        torch_ops, arch, config, process, load_artifact(torch_ops, arch, config, data), run.data_path, run.tokenizer_path
+        torch_ops, arch, config, process, load_artifact(torch_ops, arch, config, data), run.data_path, run.tokenizer_path, log
     )
     tokens = result.steps * config.train.train_batch_tokens
     return {

@@ -13,9 +13,9 @@ from trit.ops import torch_ops as ops
 from trit.params import ParamSpec
 
 
-def settings(threshold=0.5, scale="absmean", clip=2.5):
+def settings(threshold=0.5, scale="absmean"):
     """The part of a Config that rounding reads."""
-    return SimpleNamespace(quant=SimpleNamespace(ternary_threshold=threshold, ternary_scale=scale, int_clip=clip))
+    return SimpleNamespace(quant=SimpleNamespace(ternary_threshold=threshold, ternary_scale=scale))
 
 
 def ternary(shape, size):
@@ -43,10 +43,10 @@ def test_ternary_by_hand():
 
 def test_integers_by_hand():
     # RMS 2 and clip 3: three bits cover -6 .. 6 in steps of 2; ties go to even, 9 is clipped.
-    spec = ParamSpec("w", (1, 4), scheme="int", bits=3, group_size=4)
-    codes, scales, values = rounded(spec, [[2, -2, 2, -2]], settings(clip=3.0))
+    spec = ParamSpec("w", (1, 4), scheme="int", bits=3, group_size=4, clip=3.0)
+    codes, scales, values = rounded(spec, [[2, -2, 2, -2]], settings())
     assert scales.tolist() == [[2.0]] and codes.tolist() == [[1, -1, 1, -1]] and values.tolist() == [[2, -2, 2, -2]]
-    codes, scales, _ = rounded(spec, [[9, 0, 0, 0]], settings(clip=1.0))
+    codes, scales, _ = rounded(spec._replace(clip=1.0), [[9, 0, 0, 0]], settings())
     assert scales.tolist() == [[1.5]] and codes.tolist() == [[3, 0, 0, 0]]
 
 
@@ -70,9 +70,9 @@ def draw(specs, generator):
 @pytest.mark.parametrize("seed", range(40))
 def test_trained_value_is_unpacked_value_in_every_bit(seed):
     generator = np.random.default_rng(seed)
-    specs = random_specs(generator)
+    specs = [spec._replace(clip=generator.uniform(1, 4)) for spec in random_specs(generator)]
     p = draw(specs, generator)
-    cfg = settings(generator.uniform(0.1, 1.5), str(generator.choice(["absmean", "least_squares"])), generator.uniform(1, 4))
+    cfg = settings(generator.uniform(0.1, 1.5), str(generator.choice(["absmean", "least_squares"])))
     calibration = {spec.name: (generator.uniform(0.1, 1.9), bool(generator.integers(2))) for spec in specs[::2]}
     trained = fake_quantize(ops, cfg, specs, p, calibration)
     stored = dequantize(ops, specs, unpack(specs, pack(specs, quantize(ops, cfg, specs, p, calibration))))

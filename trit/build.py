@@ -15,13 +15,15 @@ import numpy as np
 
 from trit.bundle.bundle import bundle
 from trit.bundle.verify import run_alone, verify
+from trit.compress.pack import unpack
 from trit.compress.plan import category_bytes, check_budget, size_table, sizes
-from trit.compress.quantize import fake_quantize, quantize
+from trit.compress.quantize import fake_quantize
 from trit.data.loader import validation_tokens
 from trit.data.manifest import MANIFEST_NAME, resolve_tokenizer
 from trit.data.shards import shard_files
 from trit.data.tokenizer import open_tokenizer
 from trit.eval import certify
+from trit.eval.score import Score
 from trit.models import load_arch
 from trit.ops import torch_ops
 from trit.params import parameter_count
@@ -89,11 +91,71 @@ def run_counted_file(built, artifact, data_path, tokenizer_path, folder, timeout
     return np.fromfile(place / "alone" / "losses.f64"), seconds, done
 
 
-def seconds_trained(run_folder):
-    """(steps, training seconds, text of train.log) of a finished run."""
-    _, _, step, seconds, _ = load_checkpoint(run_folder / "checkpoint.npz")
-    log = run_folder / "train.log"
-    return step, seconds, log.read_text() if log.exists() else ""
+class Scored(NamedTuple):
+    """One artifact scored three ways: `losses` by the package, `trained_losses` in the quantised training forward (`trained_bpb`),
+    `alone` by the counted file in `seconds` (`done` is its finished process)."""
+
+    score: Score
+    losses: np.ndarray
+    trained_bpb: float
+    trained_losses: np.ndarray
+    alone: np.ndarray
+    seconds: float
+    done: object
+
+
+def score_run(config, run, counted, artifact, forward, place, log):
+    """`Scored` of an artifact and of the weights `forward` it was packed from. The counted file runs in the folder `place`."""
+    arch, process = load_arch(config.model.name), start_process()
+    loaded = load_artifact(torch_ops, arch, config, artifact)
+    score, losses = score_arrays(torch_ops, arch, config, process, loaded, run.data_path, run.tokenizer_path, log)
+    log.line(f"final_ternary_roundtrip_exact val_loss:{score.loss:.8f} val_bpb:{score.bpb:.8f}")
+    before, trained_losses = score_arrays(torch_ops, arch, config, process, forward, run.data_path, run.tokenizer_path, log)
+    tokenizer_path = resolve_tokenizer(run.data_path, run.tokenizer_path)
+    limit = config.track.eval_seconds or 86400
+    alone, seconds, done = run_counted_file(counted, artifact, run.data_path, tokenizer_path, place, limit)
+    return Scored(score, losses, before.bpb, trained_losses, alone, seconds, done)
+
+
+def certificate(config, shake, counted, verified, artifact, scored, tokens, tokenizer_path, train_seconds):
+    """Every check of a build, as a list."""
+    arch, opened = load_arch(config.model.name), scored.done.opened or []
+    losses_of = evaluator(torch_ops, arch, config, load_artifact(torch_ops, arch, config, artifact), start_process())
+    foreign = [path for path in opened if "_train_" in path]
+    pythons, missing = ", ".join(sorted(verified["pythons"])), ", ".join(verified["missing"]) or "none"
+    return [
+        certify.within_budget(len(counted.wrapped), len(artifact), config.track.cap_bytes),
+        certify.same_losses("round trip", scored.alone, scored.trained_losses, "counted file alone against the quantised training forward"),
+        certify.same_losses("package agrees", scored.alone, scored.losses, "counted file alone against the package on the same artifact"),
+        certify.scored_once(scored.score, tokens),
+        certify.byte_accounting(tokens, tokenizer_path, config.model.vocab_size),
+        certify.prefix_replay(config, losses_of, tokens, config.model.vocab_size),
+        certify.check("runs alone", scored.done.returncode == 0, f"empty folder, python -I, {scored.done.isolation}"),
+        certify.check(
+            "no training text at evaluation", opened and not foreign, f"{len(opened)} files opened, {len(foreign)} training shards"
+        ),
+        certify.check("byte-compiles", pythons, f"python {pythons}; not installed here: {missing}"),
+        certify.check("rebuild is identical", bundle(config, shake=shake).wrapped == counted.wrapped, f"sha256 {counted.sha256}"),
+        certify.within_time("training time", train_seconds, config.track.train_seconds),
+        certify.within_time("evaluation time", scored.seconds, config.track.eval_seconds),
+    ]
+
+
+def record_files(run_folder, run, counted, artifact, tokenizer_path, output):
+    """{name: bytes or path} of what a record holds beside its JSON files and README. `output` is what the counted file printed."""
+    needed = ("torch", "numpy", "sentencepiece", "brotli")
+    files = {
+        "train_gpt.py": counted.wrapped,
+        "train_gpt_readable.py": counted.readable.encode(),
+        "artifact.trit": artifact,
+        "train.log": (run_folder / "train.log").read_bytes() + output.encode(),
+        "requirements.txt": "".join(f"{name}=={version}\n" for name, version in record.versions().items() if name in needed).encode(),
+    }
+    if (Path(run.data_path) / MANIFEST_NAME).exists():
+        files["manifest.json"] = Path(run.data_path) / MANIFEST_NAME
+    if tokenizer_path != "byte260":
+        files["tokenizer.model"] = tokenizer_path
+    return files
 
 
 def build(run_folder, run, shake, name, root, about, log):
@@ -103,8 +165,7 @@ def build(run_folder, run, shake, name, root, about, log):
     """
     run_folder = Path(run_folder)
     config, state, steps, seconds, _ = load_checkpoint(run_folder / "checkpoint.npz")
-    arch, process, arrays = load_arch(config.model.name), start_process(), trained_arrays(state)
-    specs = arch.param_specs(config)
+    specs, arrays = load_arch(config.model.name).param_specs(config), trained_arrays(state)
     calibration, artifact, calibration_seconds = compress_run(config, arrays, run.data_path, log)
     digest = hashlib.sha256(artifact).hexdigest()
     (run_folder / "artifact.trit").write_bytes(artifact)
@@ -113,85 +174,39 @@ def build(run_folder, run, shake, name, root, about, log):
     shaken, whole = (bundle(config, shake=flag) for flag in (True, False))
     counted = shaken if shake else whole
     verified = verify(counted)
-    log.line(
-        f"Code size: {len(counted.wrapped)} bytes (shaken {len(shaken.wrapped)}, unshaken {len(whole.wrapped)}, readable {len(counted.readable.encode())})"
-    )
-    check_budget(len(counted.wrapped), len(artifact), config.track.cap_bytes)
-    rows = sizes(specs, quantize(torch_ops, config, specs, {n: torch_ops.from_numpy(a) for n, a in arrays.items()}, calibration), artifact)
+    log.line(f"Code size: {len(counted.wrapped)} bytes (shaken {len(shaken.wrapped)}, unshaken {len(whole.wrapped)})")
+    rows = sizes(specs, unpack(specs, artifact), artifact)
     log.line(size_table(rows))
+    check_budget(len(counted.wrapped), len(artifact), config.track.cap_bytes)
 
-    tokenizer_path = resolve_tokenizer(run.data_path, run.tokenizer_path)
-    tokens = validation_tokens(config, run.data_path)
-    loaded = load_artifact(torch_ops, arch, config, artifact)
-    score, losses = score_arrays(torch_ops, arch, config, process, loaded, run.data_path, run.tokenizer_path)
-    log.line(f"final_ternary_roundtrip_exact val_loss:{score.loss:.8f} val_bpb:{score.bpb:.8f}")
-    before, trained_losses = score_arrays(
-        torch_ops, arch, config, process, trained_forward(config, arrays, calibration), run.data_path, run.tokenizer_path
-    )
-    alone, eval_seconds, done = run_counted_file(
-        counted, artifact, run.data_path, tokenizer_path, run_folder / "alone", config.track.eval_seconds or 86400
-    )
-    comparison = other_compressors(validation_text(tokens, tokenizer_path))
-    foreign = [path for path in done.opened or [] if "_train_" in path]
+    tokenizer_path, tokens = resolve_tokenizer(run.data_path, run.tokenizer_path), validation_tokens(config, run.data_path)
+    scored = score_run(config, run, counted, artifact, trained_forward(config, arrays, calibration), run_folder / "alone", log)
     train_seconds = seconds + calibration_seconds
-    losses_of = evaluator(torch_ops, arch, config, loaded, process)
-    checks = [
-        certify.within_budget(len(counted.wrapped), len(artifact), config.track.cap_bytes),
-        certify.same_losses("round trip", alone, trained_losses, "counted file alone against the quantised training forward"),
-        certify.same_losses("package agrees", alone, losses, "counted file alone against the package on the reloaded artifact"),
-        certify.scored_once(score, tokens),
-        certify.byte_accounting(tokens, tokenizer_path, config.model.vocab_size),
-        certify.prefix_replay(config, losses_of, tokens, config.model.vocab_size),
-        certify.check("runs alone", done.returncode == 0, f"empty folder, python -I, {done.isolation}, exit {done.returncode}"),
-        certify.check(
-            "no training text at evaluation",
-            not foreign,
-            f"{len(done.opened or [])} files opened, training shards among them: {len(foreign)}",
-        ),
-        certify.check(
-            "byte-compiles",
-            True,
-            f"python {', '.join(sorted(verified['pythons']))}; not installed here: {', '.join(verified['missing']) or 'none'}",
-        ),
-        certify.check("rebuild is identical", bundle(config, shake=shake).wrapped == counted.wrapped, f"sha256 {counted.sha256}"),
-        certify.within_time("training time", train_seconds, config.track.train_seconds),
-        certify.within_time("evaluation time", eval_seconds, config.track.eval_seconds),
-    ]
+    checks = certificate(config, shake, counted, verified, artifact, scored, tokens, tokenizer_path, train_seconds)
     facts = {
-        "score": score,
-        "trained_bpb": before.bpb,
-        "gap": float(np.abs(alone - trained_losses).max()),
+        "name": name,
+        "score": scored.score,
+        "trained_bpb": scored.trained_bpb,
+        "gap": float(np.abs(scored.alone - scored.trained_losses).max()),
         "steps": steps,
         "train_seconds": seconds,
         "calibration_seconds": calibration_seconds,
-        "eval_seconds": eval_seconds,
+        "eval_seconds": scored.seconds,
         "bytes_code": len(counted.wrapped),
         "bytes_model": len(artifact),
         "bytes_tokenizer": 0 if tokenizer_path == "byte260" else os.path.getsize(tokenizer_path),
-        "parameters": parameter_count(specs),
         "categories": category_bytes(rows),
-        "hardware": record.hardware(process),
+        "parameters": parameter_count(specs),
+        "hardware": record.hardware(start_process()),
         "sha256_code": counted.sha256,
         "sha256_model": digest,
         "checks": checks,
+        **about,
     }
-    submission = record.submission_json(config, run, facts, about["author"], about["github_id"], about["blurb"])
-    submission["name"] = name
-    failed = [item for item in checks if item.verdict != "pass"]
-    if failed:
+    submission = record.submission_json(config, run, facts)
+    comparison = other_compressors(validation_text(tokens, tokenizer_path))
+    if any(item.verdict != "pass" for item in checks):
         return Built(None, submission, checks, comparison)
-    files = {
-        "train_gpt.py": counted.wrapped,
-        "train_gpt_readable.py": counted.readable.encode(),
-        "artifact.trit": artifact,
-        "train.log": (run_folder / "train.log").read_bytes() + done.stdout.encode(),
-        "requirements.txt": "".join(
-            f"{p}=={v}\n" for p, v in record.versions().items() if p in ("torch", "numpy", "sentencepiece", "brotli")
-        ).encode(),
-    }
-    if (Path(run.data_path) / MANIFEST_NAME).exists():
-        files["manifest.json"] = Path(run.data_path) / MANIFEST_NAME
-    if tokenizer_path != "byte260":
-        files["tokenizer.model"] = tokenizer_path
     folder = record.new_folder(root, config.track.track, name)
+    files = record_files(run_folder, run, counted, artifact, tokenizer_path, scored.done.stdout)
     return Built(record.write_record(folder, config, submission, checks, comparison, files), submission, checks, comparison)

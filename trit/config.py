@@ -50,6 +50,7 @@ class QuantConfig:
     embed_bits: int = setting(4, "bits of the embedding rows, 2 to 8")
     embed_group_size: int = setting(64, "embedding weights that share one scale")
     engram_bits: int = setting(4, "bits of the engram rows, 2 to 8; 1 stores them ternary")
+    engram_clip: float = setting(2.0, "the same range for the integer grid of the engram rows; 2 bits and 2.0 make sparse trits")
     engram_group_size: int = setting(4096, "engram weights that share one scale; a multiple or a divisor of the row")
     full_precision_fraction: float = setting(0.0, "share of the budget trained before rounding is switched on")
 

@@ -8,7 +8,7 @@ import numpy as np
 
 class ParamSpec(NamedTuple):
     """One tensor. `init` is normal (value: standard deviation) or constant; `group` is matrix (Muon), embed, engram or scalar (Adam);
-    `scheme` is ternary, int (of `bits`) or fp16; `group_size` weights share one scale."""
+    `scheme` is ternary, int (of `bits`) or fp16; `group_size` weights share one scale, and an integer grid spans `clip` times their root mean square."""
 
     name: str
     shape: tuple
@@ -18,6 +18,7 @@ class ParamSpec(NamedTuple):
     scheme: str = "fp16"
     bits: int = 16
     group_size: int = 0
+    clip: float = 2.5
     lr_scale: float = 1.0
 
 
@@ -27,7 +28,7 @@ def matrix_spec(cfg, name, rows, columns, std):
     if cfg.quant.matrix_scheme == "ternary":
         return ParamSpec(name, (rows, columns), "normal", std, "matrix", "ternary", 2, group_size)
     if cfg.quant.matrix_scheme == "int":
-        return ParamSpec(name, (rows, columns), "normal", std, "matrix", "int", cfg.quant.matrix_bits, group_size)
+        return ParamSpec(name, (rows, columns), "normal", std, "matrix", "int", cfg.quant.matrix_bits, group_size, cfg.quant.int_clip)
     return ParamSpec(name, (rows, columns), "normal", std)
 
 

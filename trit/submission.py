@@ -53,11 +53,11 @@ def load_artifact(ops, arch, cfg, data):
     return dequantize(ops, specs, unpack(specs, data))
 
 
-def score_arrays(ops, arch, cfg, process, arrays, data_path, tokenizer_path):
+def score_arrays(ops, arch, cfg, process, arrays, data_path, tokenizer_path, log):
     """(Score, losses float64 (positions,)) of weights, used as they are, on the validation split."""
     tokens = validation_tokens(cfg, data_path)
     table = byte_table(resolve_tokenizer(data_path, tokenizer_path), cfg.model.vocab_size)
-    losses, counts = score_tokens(cfg, evaluator(ops, arch, cfg, arrays, process), tokens, process.rank, process.world)
+    losses, counts = score_tokens(cfg, evaluator(ops, arch, cfg, arrays, process), tokens, process.rank, process.world, log)
     losses, counts = total_over_ranks(losses, process), total_over_ranks(counts, process)
     return summarise(losses, counts, tokens, table), losses
 
@@ -86,7 +86,7 @@ def main(cfg, ops, arch):
         data = file.read()
     log.line(f"Serialized model: {len(data)} bytes")
     begin = time.perf_counter()
-    score, losses = score_arrays(ops, arch, cfg, process, load_artifact(ops, arch, cfg, data), data_path, tokenizer)
+    score, losses = score_arrays(ops, arch, cfg, process, load_artifact(ops, arch, cfg, data), data_path, tokenizer, log)
     spent = (time.perf_counter() - begin) * 1000
     log.line(
         f"final_ternary_roundtrip_exact val_loss:{score.loss:.8f} val_bpb:{score.bpb:.8f} tokens:{score.tokens} bytes:{score.bytes} "

@@ -102,7 +102,7 @@ def plan(config, specs, code_bytes):
             base, count = next(streams)
             bound = min(layout_size(base, count, layout) for layout in stream_layouts(base))
             quant = config.quant
-            each = ternary_bits(quant.ternary_threshold) if scheme == "ternary" else grid_bits(grid_top(members[0]), quant.int_clip)
+            each = ternary_bits(quant.ternary_threshold) if scheme == "ternary" else grid_bits(grid_top(members[0]), members[0].clip)
             expected = min(bound, round(count * each * CODER_OVERHEAD / 8) + TABLE_BYTES)
             rows.append(BudgetRow(group, "ternary" if scheme == "ternary" else f"int{bits}", count, bound, expected))
         count = next(streams)[1]

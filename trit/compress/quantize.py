@@ -90,7 +90,7 @@ def encode(ops, cfg, spec, x, calibration):
     groups = to_groups(ops, spec, x)
     if spec.scheme == "int":
         top = 2 ** (spec.bits - 1) - 1
-        scales = half_scale(ops, ops.sqrt(group_mean(ops, spec, groups * groups)) * (cfg.quant.int_clip / top))
+        scales = half_scale(ops, ops.sqrt(group_mean(ops, spec, groups * groups)) * (spec.clip / top))
         return ops.clip(ops.round(groups / scales), -top, top), scales
     threshold, refit = calibration.get(spec.name, (cfg.quant.ternary_threshold, cfg.quant.ternary_scale == "least_squares"))
     size = ops.abs(groups)

@@ -33,10 +33,11 @@ def score_windows(positions, length, stride):
     return windows
 
 
-def score_tokens(cfg, token_losses, tokens, process_rank, process_world):
+def score_tokens(cfg, token_losses, tokens, process_rank, process_world, log=None):
     """float64 losses (n - 1,) of a token stream (n,), zero where another rank scores, and how often each position was scored.
 
     `token_losses(inputs, targets)` maps int32 (B, T) pairs to losses (B, T). Ranks take contiguous segments of the windows.
+    Long work reports to `log`, ten lines at most.
     """
     positions = len(tokens) - 1
     if positions < 1:
@@ -45,7 +46,11 @@ def score_tokens(cfg, token_losses, tokens, process_rank, process_world):
     windows = score_windows(positions, cfg.eval.eval_seq_len, cfg.eval.eval_stride)
     share = -(-len(windows) // process_world)
     windows = windows[process_rank * share : (process_rank + 1) * share]
-    for at in range(0, len(windows), cfg.eval.eval_batch_seqs):
+    batches = -(-len(windows) // cfg.eval.eval_batch_seqs)
+    for number in range(batches):
+        if log and number and number % (batches // 10 + 20) == 0:
+            log.line(f"eval_step:{number}/{batches}")
+        at = number * cfg.eval.eval_batch_seqs
         batch = windows[at : at + cfg.eval.eval_batch_seqs]
         rows = np.stack([tokens[start : start + width + 1] for start, _, width in batch]).astype(np.int32)
         found = token_losses(rows[:, :-1], rows[:, 1:])

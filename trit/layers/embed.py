@@ -19,6 +19,7 @@ def embedding_specs(cfg):
             "int",
             cfg.quant.embed_bits,
             cfg.quant.embed_group_size,
+            cfg.quant.int_clip,
         ),
         scalar_spec("vocab_bias", (cfg.model.vocab_size,), 0.0),
     ]

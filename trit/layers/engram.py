@@ -22,6 +22,7 @@ def engram_specs(cfg):
             "ternary" if bits == 1 else "int",
             bits,
             cfg.quant.engram_group_size,
+            cfg.quant.engram_clip,
         ),
         matrix_spec(cfg, "engram.value", cfg.model.model_dim, columns, columns**-0.5),
         matrix_spec(cfg, "engram.key", cfg.model.model_dim, columns, columns**-0.5),

@@ -33,7 +33,7 @@ def versions():
     return found
 
 
-def submission_json(config, run, facts, author, github_id, blurb):
+def submission_json(config, run, facts):
     """The contest's submission.json (contest.md 1.4) from measured `facts`."""
     score = facts["score"]
     seed = {
@@ -45,12 +45,12 @@ def submission_json(config, run, facts, author, github_id, blurb):
         "eval_time_s": round(facts["eval_seconds"], 3),
     }
     return {
-        "author": author,
-        "github_id": github_id,
-        "name": run.run_id,
+        "author": facts["author"],
+        "github_id": facts["github_id"],
+        "name": facts["name"],
         "date": datetime.date.today().isoformat(),
         "track": config.track.track,
-        "blurb": blurb,
+        "blurb": facts["blurb"],
         "val_loss": score.loss,
         "val_bpb": score.bpb,
         "val_tokens": score.tokens,
