@@ -15,10 +15,10 @@ demo: setup
 	@bash runners/demo_cpu.sh
 
 test: setup
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-all: setup
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 lint: setup
 	$(RUN) -m ruff check . && $(RUN) -m ruff format --check .

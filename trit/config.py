@@ -48,7 +48,7 @@ class QuantConfig:
     ternary_scale: str = setting("absmean", "group scale: mean magnitude, or least squares", choices=("absmean", "least_squares"))
     int_clip: float = setting(2.5, "range of the integer grids in multiples of the group's RMS")
     embed_bits: int = setting(4, "bits of the embedding rows, 2 to 8")
-    embed_group_size: int = setting(64, "embedding weights that share one scale")
+    embed_group_size: int = setting(0, "embedding weights that share one scale; 0 is one row")
     engram_bits: int = setting(4, "bits of the engram rows, 2 to 8; 1 stores them ternary")
     engram_clip: float = setting(2.0, "the same range for the integer grid of the engram rows; 2 bits and 2.0 make sparse trits")
     engram_group_size: int = setting(4096, "engram weights that share one scale; a multiple or a divisor of the row")

@@ -18,7 +18,7 @@ def embedding_specs(cfg):
             "embed",
             "int",
             cfg.quant.embed_bits,
-            cfg.quant.embed_group_size,
+            cfg.quant.embed_group_size or cfg.model.embed_dim,
             cfg.quant.int_clip,
         ),
         scalar_spec("vocab_bias", (cfg.model.vocab_size,), 0.0),
