@@ -48,17 +48,29 @@ def run_variant(name, preset, settings, log):
     }
 
 
+def show_table(records):
+    """Markdown table of the records, with what each variant changes."""
+    print("| variant | bits per byte | bytes of weights | steps | tokens/s | change |\n|---|---|---|---|---|---|")
+    for r in records:
+        change = " ".join(r["change"]).replace("|", "/") or "-"
+        print(f"| {r['name']} | {r['bpb']:.4f} | {r['bytes_model']:,} | {r['steps']:,} | {r['tokens_per_second']:,} | {change} |")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study")
     parser.add_argument("--out")
+    parser.add_argument("--table", action="store_true", help="print the finished variants as a Markdown table and stop")
     parser.add_argument("--only", nargs="*", help="names of the variants to run")
     options = parser.parse_args()
     with open(options.study, "rb") as file:
         study = tomllib.load(file)
     out = Path(options.out or f"runs/{Path(options.study).stem}.jsonl")
     out.parent.mkdir(parents=True, exist_ok=True)
-    done = {json.loads(line)["name"] for line in out.read_text().splitlines()} if out.exists() else set()
+    records = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    if options.table:
+        return show_table([r | {"change": [s for s in r["settings"] if s not in study["base"]]} for r in records])
+    done = {record["name"] for record in records}
     threads = torch.get_num_threads()
     trit.train.run.wall_clock = lambda: time.process_time() / threads
     for name, settings in study["variants"].items():

@@ -42,7 +42,7 @@ FLAG_SETS = {
     "plain": {},
     "engram": {"engram_buckets": 64},
     "engram_deep": {"engram_buckets": 64, "engram_layer": 1, "engram_orders": 3, "engram_heads": 1},
-    "engram_start": {"engram_buckets": 64, "engram_in_start": "true", "engram_bits": 2},
+    "engram_start": {"engram_buckets": 64, "engram_bits": 2},
     "xsa_last": {"xsa_layers": 1},
     "no_value_residual": {"value_residual": "false"},
     "full_embedding": {"embed_dim": 32},

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from trit.bundle.verify import run_alone
 from trit.data.prepare import prepare
+from trit.train.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [
@@ -143,3 +145,24 @@ def test_failures_say_what_to_do(trained, data, tmp_path):
     assert missing.returncode and "trit.data.prepare" in missing.stderr
     for done in (over, wrong, missing):
         assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
+def test_ctrl_c_saves_and_says_how_to_resume(data, tmp_path):
+    settings = [
+        *TINY,
+        f"data_path={data}",
+        f"out_path={tmp_path}/run",
+        "train.iterations=1000000",
+        "train.log_every=1",
+        "train.warmup_steps=0",
+    ]
+    command = [sys.executable, "-u", "train_gpt.py", *settings]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("step:5/"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0 and "resume=true" in errors and "Traceback" not in errors
+    _, _, step, seconds, position = load_checkpoint(tmp_path / "run" / "checkpoint.npz")
+    assert step >= 5 and step == position and seconds > 0

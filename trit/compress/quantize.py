@@ -27,7 +27,9 @@ def group_layout(spec):
         per_row = -(-columns // spec.group_size)
         return rows * per_row, spec.group_size, per_row * spec.group_size - columns
     if spec.group_size % columns:
-        raise ValueError(f"{spec.name}: group size {spec.group_size} is neither inside a row of {columns} nor a multiple of it; change the quant setting that names it")
+        raise ValueError(
+            f"{spec.name}: group size {spec.group_size} is neither inside a row of {columns} nor a multiple of it; change the quant setting that names it"
+        )
     rows_per_group = spec.group_size // columns
     groups = -(-rows // rows_per_group)
     return groups, spec.group_size, groups * rows_per_group - rows

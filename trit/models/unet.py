@@ -17,7 +17,6 @@ from trit.setting import setting
 class ArchConfig:
     attn_scale_init: float = setting(0.5, "initial gain of the attention branch")
     mlp_scale_init: float = setting(0.5, "initial gain of the MLP branch")
-    engram_in_start: bool = setting(False, "what the engram memory adds also joins the stream that every later block mixes back in")
     x0_mix_init: float = setting(0.05, "initial share of the embedding mixed into the input of every block")
 
 
@@ -49,10 +48,7 @@ def forward(ops, p, cfg, tokens):
     for i in range(cfg.model.num_layers):
         name = f"block{i}"
         if cfg.engram.engram_buckets and i == cfg.engram.engram_layer:
-            found = engram_layer(ops, p, cfg, x, tokens)
-            x = x + found
-            if cfg.arch.engram_in_start:
-                start = start + found
+            x = x + engram_layer(ops, p, cfg, x, tokens)
         if i >= layers - layers // 2:
             x = x + p[name + ".skip"] * saved.pop()
         mix = p[name + ".mix"]
