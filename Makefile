@@ -25,4 +25,4 @@ lint: setup
 
 bench: setup
 	$(RUN) -m benchmarks.shard_memory
-	$(RUN) -m benchmarks.byte_accounting pydocs byte260 data/pydocs_sp512/sp_bpe_512.model
+	$(RUN) -m benchmarks.byte_accounting pydocs byte260 data/pydocs_sp1024

@@ -128,7 +128,7 @@ class Config:
 class RunArgs:
     """Facts of one run. They may differ between runs of the same configuration and never fold into the counted file."""
 
-    data_path: str = setting("data/pydocs_sp512", "folder of token shards")
+    data_path: str = setting("data/pydocs_sp1024", "folder of token shards")
     tokenizer_path: str = setting("", "tokenizer model file, or byte260; empty takes what the data folder's manifest names")
     seed: int = setting(1337, "seed of the initial weights and of the order of the data")
     run_id: str = setting("run", "name of the run, and of its folder in runs/")

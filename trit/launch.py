@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 
 from trit.compress.plan import budget_table, check_plan, plan
@@ -42,13 +43,14 @@ def launch(arguments, text, ops, start_process, make_backend):
         arch = load_arch(config.model.name)
         specs = arch.param_specs(config)
         made = plan(config, specs, config.compress.code_bytes_reserve)
-        check_plan(made, config.track.cap_bytes)
+        with warnings.catch_warnings(record=True) as doubts:
+            check_plan(made, config.track.cap_bytes)
         folder.mkdir(parents=True, exist_ok=True)
         log = Log(process.rank, folder, keep=run.resume)
         if process.rank == 0:
             save(config, folder / "config.json")
             (folder / "run.json").write_text(json.dumps(dataclasses.asdict(run)) + "\n")
-        log.line(f"{settings}\n{budget_table(made, config.track.cap_bytes)}")
+        log.line("\n".join([settings, budget_table(made, config.track.cap_bytes), *(f"note: {doubt.message}" for doubt in doubts)]))
 
         def save_state(*state):
             if process.rank == 0:
