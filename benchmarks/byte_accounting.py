@@ -1,6 +1,6 @@
 """Counts bytes of every document of a corpus twice: by the byte table, and as the UTF-8 length of the decoded text.
 
-    python -m benchmarks.byte_accounting pydocs data/pydocs_sp512 some.model byte260
+    python -m benchmarks.byte_accounting pydocs data/pydocs_sp1024 some.model byte260
 
 Input: a corpus and any number of tokenizers (data folder, .model file or byte260). Output: one line each; exit 1 on a mismatch.
 """

@@ -1,5 +1,6 @@
 """The whole path on a tiny model: train, build, run the counted file alone, the same number; and what goes wrong says so."""
 
+import functools
 import hashlib
 import json
 import signal
@@ -147,7 +148,8 @@ def test_failures_say_what_to_do(trained, data, tmp_path):
         assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
 
 
-def test_ctrl_c_saves_and_says_how_to_resume(data, tmp_path):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_saves_and_says_how_to_resume(sent, data, tmp_path):
     settings = [
         *TINY,
         f"data_path={data}",
@@ -157,11 +159,13 @@ def test_ctrl_c_saves_and_says_how_to_resume(data, tmp_path):
         "train.warmup_steps=0",
     ]
     command = [sys.executable, "-u", "train_gpt.py", *settings]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell starts background jobs with Ctrl-C ignored, and its children would inherit that.
+    unignore = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=unignore)
     for line in process.stdout:
         if line.startswith("step:5/"):
             break
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0 and "resume=true" in errors and "Traceback" not in errors
     _, _, step, seconds, position = load_checkpoint(tmp_path / "run" / "checkpoint.npz")

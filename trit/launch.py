@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -37,6 +38,8 @@ def launch(arguments, text, ops, start_process, make_backend):
     parser.add_argument("--config", help="preset, for example configs/demo.toml")
     options, overrides = parser.parse_known_args(arguments)
     folder = Path("runs")
+    # Schedulers and pods end a run with SIGTERM: it saves like Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         process = start_process()
         config, run, settings, folder, resumed = prepare_run(options, overrides, process.world)
