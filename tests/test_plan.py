@@ -65,7 +65,8 @@ def test_bound_holds_for_incompressible_weights():
         ("model.num_layers=1", "quant.matrix_scheme=fp16"),
     ],
 )
-def test_expected_size_of_gaussian_weights(overrides):
+def test_expected_size_of_gaussian_weights(overrides, monkeypatch):
+    monkeypatch.setattr(planning, "TRAINED_SHARE", {})  # these weights are Gaussian, not trained
     config, specs = configuration(*overrides)
     tensors = gaussian(config, specs)
     made = plan(config, specs, 0)

@@ -43,11 +43,12 @@ class Built(NamedTuple):
 
 
 def compress_run(config, arrays, data_path, log):
-    """(calibration, artifact bytes, seconds) of trained arrays, from training text alone."""
+    """(calibration, artifact bytes, seconds that read training text) of trained arrays."""
     begin = time.perf_counter()
     arch, process = load_arch(config.model.name), start_process()
     calibration = find_calibration(torch_ops, arch, config, process, arrays, data_path, log)
-    return calibration, make_artifact(torch_ops, arch, config, arrays, calibration), time.perf_counter() - begin
+    seconds = time.perf_counter() - begin
+    return calibration, make_artifact(torch_ops, arch, config, arrays, calibration), seconds
 
 
 def trained_forward(config, arrays, calibration):

@@ -51,7 +51,9 @@ def calibrate(ops, cfg, specs, arrays, make_losses, observe_inputs, tokens, log)
     start = best
     for candidate in CALIBRATION_CANDIDATES:
         for spec in sorted(ternary, key=lambda spec: -change[spec.name]):
-            if spent >= cfg.compress.calibration_evals or time.perf_counter() - begin > cfg.compress.calibration_seconds:
+            # An evaluation that would end after the limit is not begun: the mean one so far says how long it takes.
+            late = (time.perf_counter() - begin) * (1.0 + 1.0 / spent) > cfg.compress.calibration_seconds
+            if late or spent >= cfg.compress.calibration_evals:
                 break
             if candidate == (cfg.quant.ternary_threshold, cfg.quant.ternary_scale == "least_squares"):
                 continue

@@ -28,6 +28,7 @@ from trit.config import validate
 from trit.models import load_arch
 
 CODER_OVERHEAD = 1.004  # compressed bytes over entropy, measured on Gaussian codes: 0.3 % on trits, 0.3 to 0.6 % on integer grids
+TRAINED_SHARE = {"embed": 0.9, "engram": 0.95}  # bits after training over those of Gaussian rows, which have thinner tails (docs/LOG.md)
 TABLE_BYTES = 70  # what the coder's tables cost in a stream of codes
 HALF_BITS = {"scales": 10.0, "scalar": 11.7, "weights": 13.5}  # bits of a 16-bit number after packing, measured (docs/format.md)
 SHRINKABLE = (
@@ -103,6 +104,7 @@ def plan(config, specs, code_bytes):
             bound = min(layout_size(base, count, layout) for layout in stream_layouts(base))
             quant = config.quant
             each = ternary_bits(quant.ternary_threshold) if scheme == "ternary" else grid_bits(grid_top(members[0]), members[0].clip)
+            each *= TRAINED_SHARE.get(group, 1.0)
             expected = min(bound, round(count * each * CODER_OVERHEAD / 8) + TABLE_BYTES)
             rows.append(BudgetRow(group, "ternary" if scheme == "ternary" else f"int{bits}", count, bound, expected))
         count = next(streams)[1]
