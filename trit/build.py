@@ -150,7 +150,9 @@ def record_files(run_folder, run, counted, artifact, tokenizer_path, output):
         "train_gpt_readable.py": counted.readable.encode(),
         "artifact.trit": artifact,
         "train.log": (run_folder / "train.log").read_bytes() + output.encode(),
-        "requirements.txt": "".join(f"{name}=={version}\n" for name, version in record.versions().items() if name in needed).encode(),
+        "requirements.txt": "".join(
+            f"{name}=={version.partition('+')[0]}\n" for name, version in record.versions().items() if name in needed
+        ).encode(),
     }
     if (Path(run.data_path) / MANIFEST_NAME).exists():
         files["manifest.json"] = Path(run.data_path) / MANIFEST_NAME
@@ -202,6 +204,7 @@ def build(run_folder, run, shake, name, root, about, log):
         "sha256_code": counted.sha256,
         "sha256_model": digest,
         "checks": checks,
+        "data_path": run.data_path,
         **about,
     }
     submission = record.submission_json(config, run, facts)

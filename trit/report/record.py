@@ -3,6 +3,7 @@
 import datetime
 import json
 import math
+import os
 import platform
 import shutil
 from importlib import metadata
@@ -50,6 +51,8 @@ def submission_json(config, run, facts):
         "name": facts["name"],
         "date": datetime.date.today().isoformat(),
         "track": config.track.track,
+        # As seen from the record's folder; somebody's absolute path would mean nothing to a stranger.
+        "data_path": f"../../../{facts['data_path']}" if not os.path.isabs(facts["data_path"]) else os.path.basename(facts["data_path"]),
         "blurb": facts["blurb"],
         "val_loss": score.loss,
         "val_bpb": score.bpb,
@@ -130,10 +133,10 @@ def readme(submission, checks, comparison, names):
 
 ## Check it
 
-With `DATA_PATH` naming a folder that holds the shards of `manifest.json` (the project's `python -m trit.data.prepare` makes them), run here
+The shards of `manifest.json` come from the project's `python -m trit.data.prepare`. In this folder:
 
 ```
-python train_gpt.py
+DATA_PATH={submission["data_path"]} python train_gpt.py
 ```
 
 It scores `artifact.trit` and prints `val_bpb`. Without `artifact.trit` it trains a new one first.
