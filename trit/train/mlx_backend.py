@@ -3,8 +3,8 @@
 import mlx.core as mx
 import numpy as np
 
-from trit.compress.quantize import fake_quantize
 from trit.train.backend import Backend, Process
+from trit.train.loss import training_loss
 from trit.train.optimizer import optimizer_state, optimizer_step
 
 
@@ -53,17 +53,9 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
     p = {name: mx.array(np.array(arrays[name])) for name in names}
     held = {"p": p, "optimizer": optimizer_state(ops, specs, p), "ema": {}, "step": 0}
 
-    def loss_function(weights, tokens, targets, rounded):
-        q = fake_quantize(ops, cfg, specs, weights, {}) if rounded else dict(weights)
-        if cfg.train.compute_dtype != "float32":
-            q = {name: ops.cast(weight, cfg.train.compute_dtype) for name, weight in q.items()}
-        logits, auxiliary = arch.forward(ops, q, cfg, tokens)
-        loss = ops.mean(ops.cross_entropy(logits, targets))
-        return loss + sum(auxiliary.values()), loss
-
     def gradient_function(rounded):
         """(weights, tokens, targets) -> ((objective, loss), gradients): pure, so that compiling it needs no hidden state."""
-        both = mx.value_and_grad(lambda weights, tokens, targets: loss_function(weights, tokens, targets, rounded))
+        both = mx.value_and_grad(lambda p, tokens, targets: training_loss(ops, arch, cfg, specs, p, tokens, targets, rounded))
         return mx.compile(both) if cfg.train.compile else both
 
     gradient_functions = {rounded: gradient_function(rounded) for rounded in (False, True)}

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 import torch.distributed as distributed
 
-from trit.compress.quantize import fake_quantize
 from trit.train.backend import Backend, Process
+from trit.train.loss import training_loss
 from trit.train.optimizer import optimizer_state, optimizer_step
 
 
@@ -73,12 +73,7 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
     held = {"p": p, "optimizer": optimizer_state(ops, specs, p), "ema": {}, "step": 0}
 
     def loss_function(weights, tokens, targets, rounded):
-        q = fake_quantize(ops, cfg, specs, weights, {}) if rounded else dict(weights)
-        if cfg.train.compute_dtype != "float32":
-            q = {name: ops.cast(weight, cfg.train.compute_dtype) for name, weight in q.items()}
-        logits, auxiliary = arch.forward(ops, q, cfg, tokens)
-        loss = ops.mean(ops.cross_entropy(logits, targets))
-        return loss + sum(auxiliary.values()), loss
+        return training_loss(ops, arch, cfg, specs, weights, tokens, targets, rounded)
 
     if cfg.train.compile:
         loss_function = compiled(loss_function)
