@@ -104,6 +104,22 @@ def test_record_is_complete_and_its_numbers_are_those_of_its_files(record):
     assert f"{submission['val_bpb']:.4f}" in (record / "README.md").read_text()
 
 
+def test_building_again_gives_the_same_bytes_in_a_folder_of_its_own(record, trained):
+    done = run("build_submission.py", "--run", trained, "--records", record.parent.parent, "--name", record.name.partition("_")[2], "--dce")
+    assert done.returncode == 0, done.stderr
+    again = Path(done.stdout.strip().splitlines()[-1])
+    assert again.name == record.name + "_2"
+    for name in ("artifact.trit", "train_gpt.py"):
+        assert (again / name).read_bytes() == (record / name).read_bytes()
+
+
+def test_without_shaking_the_whole_package_is_wrapped(record, trained, tmp_path):
+    done = run("build_submission.py", "--run", trained, "--records", tmp_path)
+    assert done.returncode == 0, done.stderr
+    whole, small = (json.loads((Path(f) / "submission.json").read_text()) for f in (done.stdout.strip().splitlines()[-1], record))
+    assert whole["bytes_code"] > small["bytes_code"] and whole["val_bpb"] == small["val_bpb"]
+
+
 def test_counted_file_alone_gives_the_recorded_score(record, data, tmp_path):
     files = {"artifact.trit": record / "artifact.trit", "data": data}
     done = run_alone((record / "train_gpt.py").read_bytes(), files, environ={"DATA_PATH": "data"}, folder=tmp_path / "alone")

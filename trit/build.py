@@ -6,6 +6,7 @@ Validation text is not opened before the artifact's bytes are fixed and hashed.
 import hashlib
 import lzma
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -73,7 +74,8 @@ def other_compressors(text):
 def run_counted_file(built, artifact, data_path, tokenizer_path, folder, timeout):
     """Run the counted file alone on the artifact and the validation shards -> (losses float64, seconds, finished process)."""
     place = Path(folder)
-    place.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(place, ignore_errors=True)  # what an earlier build of the same run left
+    place.mkdir(parents=True)
     packed = place / "artifact.trit"
     packed.write_bytes(artifact)
     files = {"artifact.trit": packed, **{f"data/{Path(path).name}": path for path in shard_files(data_path, "val")}}
