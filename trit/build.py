@@ -107,10 +107,10 @@ class Scored(NamedTuple):
     done: object
 
 
-def score_run(config, run, counted, artifact, forward, place, log):
-    """`Scored` of an artifact and of the weights `forward` it was packed from. The counted file runs in the folder `place`."""
+def score_run(config, run, counted, artifact, loaded, forward, place, log):
+    """`Scored` of an artifact, of the weights `loaded` from it and of the weights `forward` it was packed from. The counted file runs
+    in the folder `place`."""
     arch, process = load_arch(config.model.name), start_process()
-    loaded = load_artifact(torch_ops, arch, config, artifact)
     score, losses = score_arrays(torch_ops, arch, config, process, loaded, run.data_path, run.tokenizer_path, log)
     log.line(f"final_ternary_roundtrip_exact val_loss:{score.loss:.8f} val_bpb:{score.bpb:.8f}")
     before, trained_losses = score_arrays(torch_ops, arch, config, process, forward, run.data_path, run.tokenizer_path, log)
@@ -120,10 +120,10 @@ def score_run(config, run, counted, artifact, forward, place, log):
     return Scored(score, losses, before.bpb, trained_losses, alone, seconds, done)
 
 
-def certificate(config, shake, counted, verified, artifact, scored, tokens, tokenizer_path, train_seconds):
+def certificate(config, shake, counted, verified, artifact, loaded, scored, tokens, tokenizer_path, train_seconds):
     """Every check of a build, as a list."""
     arch, opened = load_arch(config.model.name), scored.done.opened or []
-    losses_of = evaluator(torch_ops, arch, config, load_artifact(torch_ops, arch, config, artifact), start_process())
+    losses_of = evaluator(torch_ops, arch, config, loaded, start_process())
     foreign = [path for path in opened if "_train_" in path]
     pythons, missing = ", ".join(sorted(verified["pythons"])), ", ".join(verified["missing"]) or "none"
     return [
@@ -185,9 +185,10 @@ def build(run_folder, run, shake, name, root, about, log):
     check_budget(len(counted.wrapped), len(artifact), config.track.cap_bytes)
 
     tokenizer_path, tokens = resolve_tokenizer(run.data_path, run.tokenizer_path), validation_tokens(config, run.data_path)
-    scored = score_run(config, run, counted, artifact, trained_forward(config, arrays, calibration), run_folder / "alone", log)
+    loaded, forward = load_artifact(torch_ops, load_arch(config.model.name), config, artifact), trained_forward(config, arrays, calibration)
+    scored = score_run(config, run, counted, artifact, loaded, forward, run_folder / "alone", log)
     train_seconds = seconds + calibration_seconds
-    checks = certificate(config, shake, counted, verified, artifact, scored, tokens, tokenizer_path, train_seconds)
+    checks = certificate(config, shake, counted, verified, artifact, loaded, scored, tokens, tokenizer_path, train_seconds)
     facts = {
         "name": name,
         "score": scored.score,

@@ -11,6 +11,7 @@ import tomllib
 from pathlib import Path
 
 from trit.config import SECTIONS, Config, ModelConfig, RunArgs, validate
+from trit.data.files import atomic_write
 from trit.models import load_arch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -166,9 +167,7 @@ def from_dict(values):
 
 def save(config, path):
     """Write `config.json`."""
-    temporary = Path(f"{path}.tmp")
-    temporary.write_text(json.dumps(to_dict(config), indent=1, sort_keys=True) + "\n")
-    temporary.replace(path)
+    atomic_write(path, (json.dumps(to_dict(config), indent=1, sort_keys=True) + "\n").encode())
 
 
 def describe(config, run, origins):

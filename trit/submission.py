@@ -10,6 +10,7 @@ from trit.compress.calibrate import calibrate
 from trit.compress.pack import pack, unpack
 from trit.compress.quantize import dequantize, quantize
 from trit.data.byte_count import byte_table
+from trit.data.files import atomic_write
 from trit.data.loader import calibration_tokens, validation_tokens
 from trit.data.manifest import resolve_tokenizer
 from trit.eval.score import score_tokens, summarise
@@ -62,13 +63,6 @@ def score_arrays(ops, arch, cfg, process, arrays, data_path, tokenizer_path, log
     return summarise(losses, counts, tokens, table), losses
 
 
-def write_bytes(path, data):
-    """Write aside, then rename: a crash leaves no half file."""
-    with open(path + ".tmp", "wb") as file:
-        file.write(data)
-    os.replace(path + ".tmp", path)
-
-
 def main(cfg, ops, arch):
     """The counted file's program. Environment: DATA_PATH, TOKENIZER_PATH, SEED, ARTIFACT (default artifact.trit), LOSSES (a file
     for the float64 losses)."""
@@ -80,7 +74,7 @@ def main(cfg, ops, arch):
         arrays, _ = train_weights(ops, arch, cfg, process, data_path, seed, log)
         calibration = find_calibration(ops, arch, cfg, process, arrays, data_path, log)
         if process.rank == 0:
-            write_bytes(artifact, make_artifact(ops, arch, cfg, arrays, calibration))
+            atomic_write(artifact, make_artifact(ops, arch, cfg, arrays, calibration))
         total_over_ranks(0.0, process)
     with open(artifact, "rb") as file:
         data = file.read()
@@ -93,4 +87,4 @@ def main(cfg, ops, arch):
         f"stride:{cfg.eval.eval_stride} eval_time:{spent:.0f}ms"
     )
     if os.environ.get("LOSSES") and process.rank == 0:
-        write_bytes(os.environ["LOSSES"], losses.tobytes())
+        atomic_write(os.environ["LOSSES"], losses.tobytes())

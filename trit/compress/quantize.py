@@ -1,6 +1,6 @@
 """The one rounding rule. Training, calibration, packing, loading and diagnostics all call this encode/decode pair.
 
-A tensor is cut into groups that share one 16-bit scale (`grouped`); ternary codes are -1, 0, 1, integer codes lie in a symmetric grid.
+A tensor is cut into groups that share one 16-bit scale (`group_layout`); ternary codes are -1, 0, 1, integer codes lie in a symmetric grid.
 A loaded artifact is (codes, scales) decoded once: nothing is ever rounded twice.
 """
 
@@ -70,10 +70,9 @@ def group_counts(spec):
 
 def group_mean(ops, spec, x):
     """Mean over the real entries of each group: (groups, group_size) -> (groups, 1)."""
+    _, size, padding = group_layout(spec)
     total = ops.sum(x, 1, True)
-    if group_layout(spec)[2]:
-        return total / ops.from_numpy(group_counts(spec), total)
-    return total / group_layout(spec)[1]
+    return total / (ops.from_numpy(group_counts(spec), total) if padding else size)
 
 
 def half_scale(ops, x):

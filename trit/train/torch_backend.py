@@ -24,24 +24,29 @@ def start_process():
     return Process(rank, world, device)
 
 
+def to_device(array, process):
+    """A copy of a numpy array as a tensor on this process's device."""
+    return torch.from_numpy(np.array(array)).to(process.device)
+
+
 def total_over_ranks(array, process):
     """Sum of a numpy array over all ranks, on every rank."""
     if process.world == 1:
         return array
-    tensor = torch.from_numpy(np.array(array)).to(process.device)
+    tensor = to_device(array, process)
     distributed.all_reduce(tensor)
     return tensor.cpu().numpy()
 
 
 def evaluator(ops, arch, cfg, arrays, process):
     """Function (inputs, targets), int arrays (B, T) -> float32 losses (B, T) in nats, of a model whose weights are `arrays` as they are."""
-    weights = {name: torch.from_numpy(np.array(array)).to(process.device) for name, array in arrays.items()}
+    weights = {name: to_device(array, process) for name, array in arrays.items()}
     if cfg.train.compute_dtype != "float32":
         weights = {name: ops.cast(weight, cfg.train.compute_dtype) for name, weight in weights.items()}
 
     @torch.inference_mode()
     def token_losses(inputs, targets):
-        tokens, wanted = (torch.from_numpy(np.array(x)).to(process.device) for x in (inputs, targets))
+        tokens, wanted = (to_device(x, process) for x in (inputs, targets))
         return ops.to_numpy(ops.cross_entropy(arch.forward(ops, weights, cfg, tokens)[0], wanted))
 
     return token_losses
@@ -50,9 +55,9 @@ def evaluator(ops, arch, cfg, arrays, process):
 @torch.no_grad()
 def observe(ops, arch, cfg, arrays, inputs, process):
     """Mean square of every input channel of every matrix on `inputs` (B, T): {name: float32 array (I,)}."""
-    weights = {name: torch.from_numpy(np.array(array)).to(process.device) for name, array in arrays.items()}
+    weights = {name: to_device(array, process) for name, array in arrays.items()}
     weights["taps"] = {}
-    arch.forward(ops, weights, cfg, torch.from_numpy(np.array(inputs)).to(process.device))
+    arch.forward(ops, weights, cfg, to_device(inputs, process))
     return {name: ops.to_numpy(x) for name, x in weights["taps"].items()}
 
 
@@ -69,7 +74,7 @@ def compiled(function):
 def make_backend(ops, arch, cfg, specs, arrays, process):
     """`Backend` over the parameter table `specs`, started from numpy `arrays`."""
     names = [spec.name for spec in specs]
-    p = {name: torch.from_numpy(np.array(arrays[name])).to(process.device) for name in names}
+    p = {name: to_device(arrays[name], process) for name in names}
     held = {"p": p, "optimizer": optimizer_state(ops, specs, p), "ema": {}, "step": 0}
 
     def loss_function(weights, tokens, targets, rounded):
@@ -84,7 +89,7 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
         mean_loss, gradients = 0.0, None
         parts = cfg.train.grad_accum_steps
         for tokens, wanted in zip(np.split(inputs, parts), np.split(targets, parts)):
-            tokens, wanted = (torch.from_numpy(np.array(x)).to(process.device) for x in (tokens, wanted))
+            tokens, wanted = (to_device(x, process) for x in (tokens, wanted))
             objective, loss = loss_function(leaves, tokens, wanted, rounded)
             part = torch.autograd.grad(objective / parts, list(leaves.values()))
             mean_loss = mean_loss + loss.detach() / parts
@@ -130,7 +135,7 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
         return {name: ops.to_numpy(x).copy() for name, x in flat.items()} | {"step": np.array(held["step"])}
 
     def restore(flat):
-        tensors = {name: torch.from_numpy(np.array(x)).to(process.device) for name, x in flat.items()}
+        tensors = {name: to_device(x, process) for name, x in flat.items()}
         held["step"] = int(flat["step"])
         held["p"] = {name: tensors[f"p/{name}"] for name in names}
         held["ema"] = {name: tensors[f"ema/{name}"] for name in names if f"ema/{name}" in tensors}
