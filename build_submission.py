@@ -1,7 +1,8 @@
 """Turn a training run into a verified record: python build_submission.py --run runs/demo --dce
 
-Calibrates, quantises, packs, reloads, scores, bundles, runs the counted file alone, checks every rule it can and files the record.
-Any failed check ends with a non-zero exit and says what to do. The last line is the record's folder.
+Calibrates, quantises, packs, reloads, scores, bundles, certifies what the counted file does when run alone, and files the record.
+Any failed check ends with a non-zero exit and says what to do; an unknown one says what would settle it. The last line is the record's
+folder.
 """
 
 import argparse
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from trit.build import build
 from trit.config import RunArgs
-from trit.report.record import result_rows
+from trit.report.record import result_rows, verdict_line
 from trit.train.log import Log
 
 
@@ -26,6 +27,7 @@ def main(arguments=None):
     parser.add_argument("--author", default="trit")
     parser.add_argument("--github-id", default="")
     parser.add_argument("--blurb", default="A small ternary language model, trained, packed and certified by trit.")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of eval and compress that differ from the run's")
     options = parser.parse_args(arguments)
     folder = Path(options.run)
     try:
@@ -34,18 +36,19 @@ def main(arguments=None):
         run = RunArgs(**json.loads((folder / "run.json").read_text()))
         about = {"author": options.author, "github_id": options.github_id, "blurb": options.blurb}
         log = Log()
-        built = build(folder, run, options.dce, options.name or run.run_id, options.records, about, log)
+        built = build(folder, run, options.overrides, options.dce, options.name or run.run_id, options.records, about, log)
     except (ValueError, RuntimeError, OSError) as fault:
         sys.exit(f"error: {fault}")
     submission = built.submission
     print("\ncertificate")
     for item in built.checks:
-        print(f"  {item.verdict:5} {item.name}: {item.evidence}")
+        print(f"  {item.verdict:8}{item.name}: {item.evidence}")
+    print(f"  {verdict_line(built.checks)}")
     print("\nresult")
     for what, measured in result_rows(submission, built.comparison):
         print(f"  {what.replace('`', ''):<52}{measured}")
     if built.folder is None:
-        names = ", ".join(item.name for item in built.checks if item.verdict != "pass")
+        names = ", ".join(item.name for item in built.checks if item.verdict == "fail")
         sys.exit(f"error: no record was filed, because of: {names}. The evidence stands above; mend it and build again")
     print(built.folder)
 

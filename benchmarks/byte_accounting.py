@@ -14,7 +14,8 @@ import numpy as np
 from trit.data.byte_count import byte_table, token_bytes
 from trit.data.corpus import open_corpus
 from trit.data.manifest import resolve_tokenizer
-from trit.data.tokenizer import BOS_ID, open_tokenizer
+from trit.data.token_ids import BOS_ID
+from trit.data.tokenizer import open_tokenizer
 
 
 def account(documents, tokenizer):

@@ -46,9 +46,33 @@ FLAG_SETS = {
     "xsa_last": {"xsa_layers": 1},
     "no_value_residual": {"value_residual": "false"},
     "full_embedding": {"embed_dim": 32},
+    "isolated": {"isolate_documents": "true", "engram_buckets": 64, "engram_orders": 3},
     "one_layer": {"num_layers": 1, "num_kv_heads": 4},
     "odd_all": {"num_layers": 3, "xsa_layers": 3, "engram_buckets": 64, "engram_layer": 1, "num_kv_heads": 1, "partial_rope_dims": 8},
 }
+
+# Parts of the evaluator; `evaluating` gives a configuration in which each of them does something on a text of some hundred tokens.
+EVAL_SETS = {
+    "plain": {},
+    "chunks": {"eval_stride": 32},
+    "ngram": {"ngram_order": 4},
+    "ngram_full": {"ngram_order": 4, "ngram_nodes": 300},
+    "eval_engram": {"eval_engram_buckets": 64},
+    "memories": {"ngram_order": 3, "eval_engram_buckets": 64, "isolate_documents": "true"},
+    "temperature": {"fit_temperature": "true"},
+    "feedback": {"ttt_scope": "feedback"},
+    "skc_safe": {"ttt_scope": "skc_safe", "ttt_epochs": 2},
+    "scales": {"ttt_scope": "scales"},
+    "lora": {"ttt_scope": "lora"},
+    "all": {"ttt_scope": "lora", "ngram_order": 4, "eval_engram_buckets": 64, "fit_temperature": "true"},
+}
+
+
+def evaluating(arch, part, **overrides):
+    """A tiny configuration with the evaluator part EVAL_SETS[part], eager enough to show in the numbers."""
+    chunks = {"engram_buckets": 64, "eval_chunk_tokens": 64, "memory_chunk_tokens": 8, "eval_engram_entropy": 0.5, "ngram_nodes": 20000}
+    return tiny_config(arch, **chunks | {"ttt_lr": 0.5} | EVAL_SETS[part] | overrides)
+
 
 BACKENDS = {
     "torch": SimpleNamespace(ops=torch_ops, module=torch_backend),

@@ -28,11 +28,19 @@ def softmax(x):
 
 
 def attention(q, k, v):
+    return masked_attention(q, k, v, np.tril(np.ones((q.shape[2], q.shape[2]), bool)))
+
+
+def masked_attention(q, k, v, visible):
     repeat = q.shape[1] // k.shape[1]
     k, v = np.repeat(k, repeat, 1), np.repeat(v, repeat, 1)
     scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
-    scores = np.where(np.tril(np.ones(scores.shape[-2:], bool)), scores, -np.inf)
-    return softmax(scores) @ v
+    return softmax(np.where(visible, scores, -np.inf)) @ v
+
+
+def some_visible(rows, length):
+    """Random boolean mask (rows, 1, length, length) in which every query sees itself at least."""
+    return (GENERATOR.random((rows, 1, length, length)) < 0.3) | np.eye(length, dtype=bool)
 
 
 def cross_entropy(logits, targets):
@@ -86,6 +94,8 @@ CASES = [
     Case("mean", lambda ops, x: ops.mean(x, 0), lambda x: x.mean(0), (X,)),
     Case("max", lambda ops, x: ops.max(x), lambda x: x.max(), (X,)),
     Case("max", lambda ops, x: ops.max(x, -1, True), lambda x: x.max(-1, keepdims=True), (X,)),
+    Case("cummax", lambda ops, x: ops.cummax(x, 1), lambda x: np.maximum.accumulate(x, 1), (X,), False),
+    Case("cummax", lambda ops, x: ops.cummax(x, -1), lambda x: np.maximum.accumulate(x, -1), (np.float32([[0, 3, 3, 0, -1, 9]]),), False),
     Case("abs", lambda ops, x: ops.abs(x), np.abs, (X,)),
     Case("sign", lambda ops, x: ops.sign(x), np.sign, (HALVES * X[0, 0, 0],)),
     Case("sign", lambda ops, x: ops.sign(x), np.sign, (np.zeros(3, np.float32),)),
@@ -111,6 +121,26 @@ CASES = [
         "attention", lambda ops, q, k, v: ops.attention(q, k, v), attention, (normal(1, 3, 17, 4), normal(1, 3, 17, 4), normal(1, 3, 17, 4))
     ),
     Case("attention", lambda ops, q, k, v: ops.attention(q, k, v), attention, (normal(1, 4, 1, 8), normal(1, 1, 1, 8), normal(1, 1, 1, 8))),
+    Case(
+        "masked_attention",
+        lambda ops, q, k, v, m: ops.masked_attention(q, k, v, m),
+        masked_attention,
+        (normal(2, 4, 9, 8), normal(2, 2, 9, 8), normal(2, 2, 9, 8), some_visible(2, 9)),
+    ),
+    Case(
+        "masked_attention",
+        lambda ops, q, k, v, m: ops.masked_attention(q, k, v, m),
+        masked_attention,
+        (normal(1, 3, 17, 4), normal(1, 3, 17, 4), normal(1, 3, 17, 4), some_visible(1, 17)),
+    ),
+    Case(
+        "masked_attention",
+        lambda ops, q, k, v, m: ops.masked_attention(q, k, v, m),
+        masked_attention,
+        (normal(1, 4, 1, 8), normal(1, 1, 1, 8), normal(1, 1, 1, 8), some_visible(1, 1)),
+    ),
+    Case("log_softmax", lambda ops, z: ops.log_softmax(z), lambda z: np.log(softmax(z)), (normal(2, 3, 6) * 4,)),
+    Case("log_softmax", lambda ops, z: ops.log_softmax(z), lambda z: np.log(softmax(z)), (normal(2, 3, 6) + 30,)),
     Case("cross_entropy", lambda ops, z, t: ops.cross_entropy(z, t), cross_entropy, (normal(2, 3, 6) * 4, TOKENS)),
     Case("cross_entropy", lambda ops, z, t: ops.cross_entropy(z, t), cross_entropy, (normal(2, 3, 6) + 30, TOKENS.astype(np.int64))),
     Case("stop_gradient", lambda ops, x: ops.stop_gradient(x) * x, lambda x: x * x, (X,)),

@@ -12,9 +12,10 @@ import pytest
 from bundle_fixtures import BUILD, FlagSection, ModelSection, ToyConfig, edited, write_package
 
 from trit.bundle import wrap
+from trit.bundle.alone import run_alone
 from trit.bundle.bundle import bundle, byte_report
 from trit.bundle.modules import DialectError
-from trit.bundle.verify import BundleError, check_syntax, find_pythons, run_alone, verify
+from trit.bundle.verify import BundleError, check_syntax, find_pythons, verify
 
 PACKAGE_RUN = """
 import sys

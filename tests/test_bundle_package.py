@@ -2,13 +2,15 @@
 
 import numpy as np
 import pytest
-from model_fixtures import FLAG_SETS, random_arrays, tiny_config
+from model_fixtures import EVAL_SETS, FLAG_SETS, evaluating, random_arrays, tiny_config
 
+from trit.bundle.alone import run_alone
 from trit.bundle.bundle import bundle
-from trit.bundle.verify import run_alone, verify
+from trit.bundle.verify import verify
+from trit.eval.temperature import artifact_specs
 from trit.models import arch_names, load_arch
 from trit.ops import torch_ops
-from trit.submission import load_artifact, make_artifact, score_arrays
+from trit.submission import load_artifact, make_artifact, score_rows
 from trit.train.log import Log
 from trit.train.torch_backend import start_process
 
@@ -26,19 +28,32 @@ def test_the_grid_is_run_on_every_architecture():
     assert arch_names() and set(FAST) <= set(GRID)
 
 
-@pytest.mark.parametrize("arch", arch_names())
-@pytest.mark.parametrize("flags", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in GRID])
-def test_counted_file_alone_equals_the_package(arch, flags, shard_folder, tmp_path):
-    cfg, module = tiny_config(arch, vocab_size=260, **GRID[flags]), load_arch(arch)
-    artifact = make_artifact(torch_ops, module, cfg, random_arrays(module.param_specs(cfg)), {})
+def compare(cfg, shard_folder, tmp_path, rows_at=()):
+    """The counted file's losses, printed score and rows are the package's, on the same artifact."""
+    module = load_arch(cfg.model.name)
+    artifact = make_artifact(torch_ops, module, cfg, random_arrays(artifact_specs(module, cfg)), {})
     (tmp_path / "artifact.trit").write_bytes(artifact)
     built = bundle(cfg)
     verify(built)
     files = {"artifact.trit": tmp_path / "artifact.trit", "data": shard_folder}
     environ = {"DATA_PATH": "data", "TOKENIZER_PATH": "byte260", "LOSSES": "losses", "OMP_NUM_THREADS": "1"}
+    environ |= {"ROWS": "rows", "ROWS_AT": ",".join(map(str, rows_at))}
     done = run_alone(built, files, environ=environ, folder=tmp_path / "alone")
     assert done.returncode == 0, done.stderr
     loaded = load_artifact(torch_ops, module, cfg, artifact)
-    score, losses = score_arrays(torch_ops, module, cfg, start_process(), loaded, shard_folder, "byte260", Log(rank=1))
+    score, losses, rows = score_rows(torch_ops, module, cfg, start_process(), loaded, shard_folder, "byte260", Log(rank=1), rows_at)
     assert (np.fromfile(tmp_path / "alone" / "losses") == losses).all()
+    assert (np.fromfile(tmp_path / "alone" / "rows") == rows.ravel()).all()
     assert f"val_bpb:{score.bpb:.8f}" in done.stdout
+
+
+@pytest.mark.parametrize("arch", arch_names())
+@pytest.mark.parametrize("flags", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in GRID])
+def test_counted_file_alone_equals_the_package(arch, flags, shard_folder, tmp_path):
+    compare(tiny_config(arch, vocab_size=260, **GRID[flags]), shard_folder, tmp_path)
+
+
+@pytest.mark.parametrize("arch", arch_names())
+@pytest.mark.parametrize("part", [name if name == "all" else pytest.param(name, marks=pytest.mark.slow) for name in EVAL_SETS])
+def test_counted_evaluator_alone_equals_the_package(arch, part, shard_folder, tmp_path):
+    compare(evaluating(arch, part, vocab_size=260, ngram_nodes=2000), shard_folder, tmp_path, [0, 40, 333])

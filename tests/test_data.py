@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from trit.data.manifest import read_manifest, resolve_tokenizer
 from trit.data.prepare import main, prepare
 from trit.data.shards import read_shard, shard_files, write_shard
 from trit.data.tokenizer import find_spec
+from trit.eval.contamination import shared_documents
 
 # Shards
 
@@ -192,12 +194,28 @@ def test_foreign_folder_is_not_replaced(tmp_path, text_files):
         make(text_files, tmp_path / "data")
 
 
-def test_shared_documents_are_noticed(tmp_path, text_files):
-    with open(text_files["train"], "a") as file:
-        file.write(json.dumps({"text": sample_documents()[30]}) + "\n")
+@pytest.mark.parametrize("name", ["byte260", "sp_bpe_512"])
+def test_training_documents_of_the_validation_split_are_dropped(name, tmp_path, text_files):
+    """Also the ones that a normalising tokenizer would make equal; shards and tokenizer are those of the clean corpus."""
     lines = []
-    assert make(text_files, tmp_path / "data", lines=lines)["shared_documents"] == 1
-    assert any("validation documents too" in line for line in lines)
+    clean = make(text_files, tmp_path / "clean" / "set", name, lines)
+    assert clean["dropped_documents"] == 0 and not any("dropped" in line for line in lines)
+    held_out = sample_documents()[30]
+    with open(text_files["train"], "a") as file:
+        for text in (held_out, "  " + held_out.replace(" ", "\n ") + "\n", held_out.replace("1", "１")):
+            file.write(json.dumps({"text": text}) + "\n")
+    manifest = make(text_files, tmp_path / "data" / "set", name, lines)
+    assert manifest.pop("dropped_documents") == 3 and "dropped: 3 training documents" in " ".join(lines)
+    assert manifest == {key: value for key, value in clean.items() if key != "dropped_documents"}
+    before, after = contents(tmp_path / "clean" / "set"), contents(tmp_path / "data" / "set")
+    assert {name: data for name, data in before.items() if name != "manifest.json"}.items() <= after.items()
+    shards = [shard_files(tmp_path / "data" / "set", part) for part in ("train", "val")]
+    assert shared_documents(*shards).summary()[0]
+
+
+def test_nothing_but_validation_documents_to_train_on(tmp_path, text_files):
+    with pytest.raises(ValueError, match="no document falls into the train split"):
+        make({"train": text_files["val"], "val": str(shutil.copy(text_files["val"], tmp_path / "copy.jsonl"))}, tmp_path / "data")
 
 
 def test_split_without_validation_documents(tmp_path):

@@ -14,15 +14,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from model_fixtures import BACKENDS, largest_difference, load_arch, random_tokens, tiny_config
+from model_fixtures import BACKENDS, evaluating, largest_difference, load_arch, random_arrays, random_tokens, tiny_config
 
 from trit.data.shards import write_shard
+from trit.eval.score import score_tokens
+from trit.eval.temperature import artifact_specs
 from trit.params import init_params
 from trit.train.log import Log
 from trit.train.run import run_training
 
 SETTINGS = {"iterations": 6, "engram_buckets": 64, "ema_decay": 0.9, "ema_start_fraction": 0.3, "grad_accum_steps": 2, "log_every": 2}
 POISONED_STEP = 4
+EVALUATED = ("plain", "ngram", "scales", "all")
 
 
 def train_here(side, cfg, process, data_path):
@@ -53,8 +56,15 @@ def score_here(side, cfg, process, state):
     rows = random_tokens(cfg, 4, 33)
     losses = np.zeros((4, 32))
     mine = slice(process.rank * 4 // process.world, (process.rank + 1) * 4 // process.world)
-    losses[mine] = side.module.evaluator(side.ops, load_arch("unet"), cfg, arrays, process)(rows[mine, :-1], rows[mine, 1:])
+    losses[mine] = side.module.evaluator(side.ops, load_arch("unet"), cfg, arrays, process).losses(rows[mine, :-1], rows[mine, 1:])
     return side.module.total_over_ranks(losses, process)
+
+
+def evaluate_here(side, part, process):
+    """Losses of a text under the evaluator part EVAL_SETS[part], every rank taking its share."""
+    cfg, arch = evaluating("unet", part), load_arch("unet")
+    model = side.module.evaluator(side.ops, arch, cfg, random_arrays(artifact_specs(arch, cfg)), process)
+    return score_tokens(side.ops, arch, cfg, model, random_tokens(cfg, 1, 401)[0] % 9, None, (5, 300))
 
 
 def main(backend, folder):
@@ -64,6 +74,9 @@ def main(backend, folder):
     cfg = tiny_config(warmup_steps=0, **SETTINGS)
     state, results, seen, slowest = train_here(side, cfg, process, folder)
     found = {"seen": seen, "results": np.array(results), "slowest": slowest, "scores": score_here(side, cfg, process, state)}
+    for part in EVALUATED:
+        losses, counts, rows = evaluate_here(side, part, process)
+        found |= {f"losses/{part}": losses, f"counts/{part}": counts, f"rows/{part}": rows}
     np.savez(Path(folder) / f"rank{process.rank}.npz", **state, **found)
 
 
@@ -143,6 +156,16 @@ def test_a_step_spoilt_on_one_rank_is_skipped_by_both(ranks):
 def test_ranks_agree_on_the_slowest_clock(ranks):
     assert [float(saw["slowest"]) for saw in ranks[2]] == [2.0, 2.0]
     assert all(np.array_equal(saw["scores"] > 0, np.ones((4, 32), bool)) for saw in ranks[2])
+
+
+@pytest.mark.parametrize("part", EVALUATED)
+def test_one_and_two_ranks_score_alike_bit_for_bit(ranks, part):
+    """There is no segment start: every rank's memories and adapted weights have learned from all that was scored before."""
+    side, _, seen = ranks
+    losses, counts, rows = evaluate_here(side, part, side.module.Process(0, 1, "cpu"))
+    assert (counts == 1).all()
+    for saw in seen:
+        assert (saw[f"counts/{part}"] == 1).all() and (saw[f"losses/{part}"] == losses).all() and (saw[f"rows/{part}"] == rows).all()
 
 
 if __name__ == "__main__":

@@ -123,6 +123,6 @@ def test_random_tokens_cannot_be_predicted(name):
         rows = random_tokens(cfg, 4, 33, seed)
         trained.step(rows[:, :-1], rows[:, 1:], 1.0 - seed / 300, True, False)
     side = BACKENDS["torch"]
-    score = side.module.evaluator(side.ops, load_arch(name), cfg, trained.export(), side.module.Process(0, 1, "cpu"))
+    score = side.module.evaluator(side.ops, load_arch(name), cfg, trained.export(), side.module.Process(0, 1, "cpu")).losses
     fresh = random_tokens(cfg, 128, 33, 1000)
     assert score(fresh[:, :-1], fresh[:, 1:]).mean() >= math.log(cfg.model.vocab_size) - 0.02

@@ -82,7 +82,7 @@ def test_architecture_has_the_same_logits_and_losses_on_both_backends(name, flag
     losses, moments = [], []
     for side in BACKENDS.values():
         process = side.module.Process(0, 1, "cpu")
-        losses.append(side.module.evaluator(side.ops, load_arch(name), cfg, arrays, process)(tokens[:, :-1], tokens[:, 1:]))
+        losses.append(side.module.evaluator(side.ops, load_arch(name), cfg, arrays, process).losses(tokens[:, :-1], tokens[:, 1:]))
         moments.append(side.module.observe(side.ops, load_arch(name), cfg, arrays, tokens, process))
     assert losses[0].dtype == losses[1].dtype == np.float32 and losses[0].shape == losses[1].shape == (2, 32)
     assert np.abs(losses[0] - losses[1]).max() <= 1e-4

@@ -1,55 +1,102 @@
-"""The scorer: every position once, the same result for any batch size and number of ranks, causal end to end."""
+"""The scorer: every position once, from the past alone, whatever learns beside it; the same result for any batch size, twice over."""
 
 import math
 
 import numpy as np
 import pytest
+from model_fixtures import BACKENDS, EVAL_SETS, evaluating, load_arch, random_arrays
 
-from trit.config_load import load
 from trit.data.byte_count import byte_table
-from trit.eval.certify import byte_accounting, normalised, prefix_replay, same_losses, split_documents, within_budget
-from trit.eval.score import score_tokens, score_windows, summarise
+from trit.eval.score import score_tokens, score_windows, summarise, window_chunks
+from trit.eval.temperature import artifact_specs
+
+ARCH = "unet"
 
 
-def config(length=16, stride=4, batch=3):
-    return load(None, {}, [f"eval.eval_seq_len={length}", f"eval.eval_stride={stride}", f"eval.eval_batch_seqs={batch}"])[0]
+def text(count, seed=0):
+    """Token ids (count,) below 64 with repetitions and document starts."""
+    generator = np.random.default_rng(seed)
+    words = [generator.integers(2, 64, generator.integers(2, 7)) for _ in range(12)] + [np.ones(1, np.int64)]
+    return np.concatenate([words[i] for i in generator.integers(0, 13, count)])[:count]
 
 
-def causal_losses(inputs, targets):
-    """A made-up model: the loss depends on the target and on the three inputs before it."""
-    past = np.stack([np.pad(inputs, ((0, 0), (k, 0)))[:, : inputs.shape[1]] for k in range(3)])
-    return ((past * np.array([1, 3, 7]).reshape(3, 1, 1)).sum(0) + targets).astype(np.float32) % 11
-
-
-def leaky_losses(inputs, targets):
-    """Sees the next target: what prefix replay must catch."""
-    return causal_losses(inputs, targets) + np.roll(targets, -1, 1).astype(np.float32)
+def scored(part, tokens, backend="torch", rows_at=(), **overrides):
+    """(losses, rows) of a tiny model with random weights under the evaluator part EVAL_SETS[part]."""
+    cfg, side, arch = evaluating(ARCH, part, **overrides), BACKENDS[backend], load_arch(ARCH)
+    arrays = random_arrays(artifact_specs(arch, cfg))
+    model = side.module.evaluator(side.ops, arch, cfg, arrays, side.module.Process(0, 1, "cpu"))
+    losses, counts, rows = score_tokens(side.ops, arch, cfg, model, tokens, None, rows_at)
+    assert (counts == 1).all() and np.isfinite(losses).all()
+    for name, array in arrays.items():
+        assert (side.ops.to_numpy(model.weights[name]) == array).all(), name
+    return losses, rows
 
 
 @pytest.mark.parametrize("positions", [1, 2, 15, 16, 17, 31, 32, 33, 100])
 @pytest.mark.parametrize("stride", [1, 3, 4, 16])
 def test_windows_cover_every_position_once_with_full_context(positions, stride):
-    counts = np.zeros(positions, int)
-    for start, first, width in score_windows(positions, 16, stride):
+    counts, windows = np.zeros(positions, int), score_windows(positions, 16, stride)
+    for start, first, width in windows:
         counts[start + first : start + width] += 1
         assert start >= 0 and start + width <= positions
         assert width == min(16, positions)
     assert (counts == 1).all()
+    for tokens in (1, 7, 30, 1000):
+        chunks = window_chunks(windows, tokens)
+        assert [window for chunk in chunks for window in chunk] == windows
+        assert all(len(chunk) == 1 or sum(width - first for _, first, width in chunk) <= tokens for chunk in chunks)
 
 
 def test_stride_equal_to_length_gives_chunks():
     assert score_windows(48, 16, 16) == [(0, 0, 16), (16, 0, 16), (32, 0, 16)]
 
 
-def test_result_does_not_depend_on_batch_or_ranks():
-    tokens = np.random.default_rng(0).integers(0, 50, 203)
-    whole, counts = score_tokens(config(), causal_losses, tokens, 0, 1)
-    assert (counts == 1).all()
+@pytest.mark.parametrize("part", EVAL_SETS)
+def test_every_part_changes_the_score(part):
+    """Otherwise the tests below would prove nothing about it."""
+    tokens = text(400)
+    assert part == "plain" or (scored(part, tokens)[0] != scored("plain", tokens)[0]).any()
+
+
+@pytest.mark.parametrize("part", EVAL_SETS)
+def test_result_does_not_depend_on_batch_size_and_repeats(part):
+    tokens = text(400)
+    losses = scored(part, tokens)[0]
     for batch in (1, 7, 32):
-        assert (score_tokens(config(batch=batch), causal_losses, tokens, 0, 1)[0] == whole).all()
-    for world in (2, 3, 5):
-        parts = [score_tokens(config(), causal_losses, tokens, rank, world) for rank in range(world)]
-        assert (sum(p[0] for p in parts) == whole).all() and (sum(p[1] for p in parts) == 1).all()
+        assert (scored(part, tokens, eval_batch_seqs=batch)[0] == losses).all(), batch
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("part", EVAL_SETS)
+def test_no_loss_depends_on_later_tokens(part, backend):
+    """Prefix replay of the complete evaluator: cuts inside a window, at chunk and memory borders and next to them."""
+    tokens, generator = text(333), np.random.default_rng(1)
+    losses = scored(part, tokens, backend)[0]
+    for cut in (1, 31, 32, 95, 96, 97, 103, 104, 160, 250, 331) if backend == "torch" else (97, 160):
+        changed = tokens.copy()
+        changed[cut + 1 :] = generator.integers(1, 64, len(tokens) - cut - 1)
+        after = scored(part, changed, backend)[0]
+        assert (after[:cut] == losses[:cut]).all() and (after[cut:] != losses[cut:]).any(), cut
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("part", EVAL_SETS)
+def test_rows_are_whole_distributions_and_give_the_losses(part, backend):
+    tokens, rows_at = text(333), [0, 30, 32, 95, 96, 200, 331]
+    losses, rows = scored(part, tokens, backend, rows_at)
+    assert rows.shape == (7, 64) and np.abs(np.exp(rows).sum(-1) - 1.0).max() < 1e-6
+    assert np.abs(losses[rows_at] + rows[range(7), tokens[1:][rows_at]]).max() < 2e-6
+
+
+@pytest.mark.parametrize("part", EVAL_SETS)
+def test_rows_are_fixed_before_the_token_is_seen(part):
+    """The loss of any other token at the same place is what its row said."""
+    tokens, at = text(333), 250
+    rows = scored(part, tokens, rows_at=[at])[1]
+    for other in (0, 1, 5, 63):
+        changed = tokens.copy()
+        changed[at + 1] = other
+        assert scored(part, changed)[0][at] == pytest.approx(-rows[0, other], abs=2e-6)
 
 
 def test_bits_per_byte_of_a_known_model():
@@ -69,33 +116,4 @@ def test_double_scoring_gaps_and_bad_losses_are_refused():
     with pytest.raises(RuntimeError, match="position 1 is not finite"):
         summarise(np.array([1, np.nan, 1, 1, 1]), np.ones(5, int), tokens, table)
     with pytest.raises(ValueError, match="nothing to score"):
-        score_tokens(config(), causal_losses, np.array([1]), 0, 1)
-
-
-def test_prefix_replay_passes_a_causal_model_and_catches_a_leak():
-    tokens = np.random.default_rng(1).integers(0, 50, 300)
-    assert prefix_replay(config(), causal_losses, tokens, 50).verdict == "pass"
-    assert prefix_replay(config(), leaky_losses, tokens, 50).verdict == "fail"
-
-
-def test_wrong_byte_counts_are_caught():
-    text = np.array([1, *(np.frombuffer("naïve text".encode(), np.uint8) + 4)])
-    assert byte_accounting(text, "byte260", 260).verdict == "pass"
-    broken = np.array([1, *(np.frombuffer("naïve".encode()[:-3], np.uint8) + 4)])  # ends inside a character: decoding replaces it
-    assert byte_accounting(broken, "byte260", 260).verdict == "fail"
-
-
-def test_unnormalised_rows_are_caught():
-    generator = np.random.default_rng(2)
-    logits, targets = generator.normal(size=(20, 9)), generator.integers(0, 9, 20)
-    rows = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    losses = -rows[np.arange(20), targets]
-    assert normalised(logits, losses, targets).verdict == "pass"
-    assert normalised(logits, losses - 0.01, targets).verdict == "fail"
-
-
-def test_small_checks():
-    assert within_budget(10, 90, 100).verdict == "pass" and within_budget(11, 90, 100).verdict == "fail"
-    assert same_losses("x", np.ones(3), np.ones(3), "a").verdict == "pass"
-    assert same_losses("x", np.ones(3), np.ones(3) + 1e-12, "a").verdict == "fail"
-    assert [len(d) for d in split_documents([1, 5, 6, 1, 7, 1])] == [3, 2, 1]
+        scored("plain", np.array([1]))

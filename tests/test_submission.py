@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trit.bundle.verify import run_alone
+from trit.bundle.alone import run_alone
 from trit.data.prepare import prepare
 from trit.train.checkpoint import load_checkpoint
 

@@ -7,6 +7,8 @@ Environment names are the field names in capitals unless `env` says otherwise, s
 import dataclasses
 from dataclasses import dataclass
 
+from trit.eval.ttt import scope_specs
+from trit.models import load_arch
 from trit.setting import setting
 
 
@@ -27,6 +29,7 @@ class ModelConfig:
     qk_gain_init: float = setting(2.25, "initial per-head gain on normalised queries")
     value_residual: bool = setting(True, "mix the first layer's values into later layers (VRL)", env="VRL_ENABLED")
     xsa_layers: int = setting(0, "number of last layers that remove each token's own value direction (XSA); 0 is off")
+    isolate_documents: bool = setting(False, "no token sees another document's: attention and the engram stop at the document's BOS")
     embed_init_std: float = setting(0.02, "standard deviation of the embedding at the start", env="TIED_EMBED_INIT_STD")
 
 
@@ -100,6 +103,29 @@ class EvalConfig:
     eval_seq_len: int = setting(256, "tokens in an evaluation window")
     eval_stride: int = setting(64, "tokens newly scored in each window; eval_seq_len itself gives plain chunks")
     eval_batch_seqs: int = setting(32, "windows evaluated together; the score does not depend on it")
+    eval_chunk_tokens: int = setting(
+        1024, "tokens that all ranks score together before test-time training takes a step on them; many on GPUs"
+    )
+    fit_temperature: bool = setting(False, "fit the temperature of the distribution on held-out training text and store it")
+    ngram_order: int = setting(0, "longest context, in tokens, of the online n-gram memory; 0 is off", env="NGRAM_ORDER")
+    ngram_nodes: int = setting(1 << 21, "most grams the n-gram memory holds, 36 bytes each; beyond it the rarest are forgotten")
+    memory_chunk_tokens: int = setting(32, "tokens scored before the online memories absorb them and their weights take a step")
+    memory_lr: float = setting(0.4, "step of the online memories' mixing weights (Adagrad on scored tokens)")
+    eval_engram_buckets: int = setting(0, "rows of each table of EvalEngram, a hashed online memory; 0 is off", env="EVAL_ENGRAM_BUCKETS")
+    eval_engram_orders: int = setting(5, "contexts of EvalEngram: of 1 token to this many")
+    eval_engram_slots: int = setting(4, "tokens that a row of EvalEngram holds")
+    eval_engram_entropy: float = setting(2.0, "EvalEngram acts where the model's entropy is above this, in nats")
+    ttt_scope: str = setting(
+        "none",
+        "tensors that test-time training adapts on scored text",
+        choices=("none", "feedback", "skc_safe", "capsule_bank", "scales", "lora"),
+    )
+    ttt_lr: float = setting(0.05, "peak learning rate of test-time training; it falls along a cosine over the text")
+    ttt_momentum: float = setting(0.9, "momentum of its SGD")
+    ttt_clip: float = setting(1.0, "largest norm of its gradient")
+    ttt_epochs: int = setting(1, "its passes over each scored chunk")
+    ttt_lora_rank: int = setting(8, "rank of the lora scope's factors")
+    freeze_check_strict: bool = setting(True, "an evaluation that changed a tensor of the artifact is an error, otherwise a warning")
 
 
 @dataclass(frozen=True)
@@ -233,4 +259,16 @@ def validate(config, world_size=1):
     )
     stride = evaluation.eval_stride
     require(0 < stride <= evaluation.eval_seq_len, "eval.eval_stride", stride, f"must be 1 to eval.eval_seq_len={evaluation.eval_seq_len}")
-    require(evaluation.eval_batch_seqs > 0, "eval.eval_batch_seqs", evaluation.eval_batch_seqs, "must be positive")
+    for name in ("eval_batch_seqs", "eval_chunk_tokens", "memory_chunk_tokens", "eval_engram_orders", "eval_engram_slots"):
+        require(getattr(evaluation, name) > 0, f"eval.{name}", getattr(evaluation, name), "must be positive")
+    for name in ("ngram_order", "eval_engram_buckets", "eval_engram_entropy", "memory_lr", "ttt_lr"):
+        require(getattr(evaluation, name) >= 0, f"eval.{name}", getattr(evaluation, name), "must not be negative")
+    least = 4 * model.vocab_size
+    if evaluation.ngram_order:
+        nodes = evaluation.ngram_nodes
+        require(least <= nodes <= 2**30, "eval.ngram_nodes", nodes, f"must be at least 4 * vocab_size = {least} and at most {2**30}")
+    if evaluation.ttt_scope != "none":
+        for name in ("ttt_clip", "ttt_epochs", "ttt_lora_rank"):
+            require(getattr(evaluation, name) > 0, f"eval.{name}", getattr(evaluation, name), "must be positive")
+        require(0 <= evaluation.ttt_momentum < 1, "eval.ttt_momentum", evaluation.ttt_momentum, "must be at least 0 and below 1")
+        scope_specs(load_arch(model.name).param_specs(config), evaluation.ttt_scope)

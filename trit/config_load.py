@@ -151,7 +151,8 @@ def to_dict(config):
 
 
 def from_dict(values):
-    """Inverse of `to_dict`; unknown or missing keys are errors."""
+    """Inverse of `to_dict`. An unknown key is an error; a missing one, of a file older than the setting, takes the default, so a new
+    setting's default must keep what was."""
     arch_class = load_arch(values["model"]["name"]).ArchConfig
     sections = {**SECTIONS, "arch": arch_class}
     if set(values) != set(sections):
@@ -159,10 +160,26 @@ def from_dict(values):
     built = {}
     for name, cls in sections.items():
         known = {field.name: field for field in dataclasses.fields(cls)}
-        for key in set(values[name]) ^ set(known):
-            raise ValueError(near(f"{name}.{key}", [f"{name}.{k}" for k in known], f"unknown or missing setting {name}.{key!r}"))
+        for key in set(values[name]) - set(known):
+            raise ValueError(near(f"{name}.{key}", [f"{name}.{k}" for k in known], f"unknown setting {name}.{key!r}"))
         built[name] = cls(**{key: convert(f"{name}.{key}", value, known[key]) for key, value in values[name].items()})
     return Config(**built)
+
+
+def with_overrides(config, overrides):
+    """`config` with `key=value` strings applied and validated again."""
+    values, fields = to_dict(config), known_fields(type(config.arch))
+    for item in overrides:
+        key, sign, value = item.partition("=")
+        if not sign:
+            raise ValueError(f"{item!r} is not of the form key=value, for example eval.ngram_order=5")
+        section, name = full_key(key.removeprefix("--"), fields).split(".")
+        if section not in values:
+            raise ValueError(f"{key} belongs to a run, not to its model; it cannot be changed here")
+        values[section][name] = convert(key, value, fields[f"{section}.{name}"])
+    changed = from_dict(values)
+    validate(changed)
+    return changed
 
 
 def save(config, path):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from trit.compress.plan import budget_table, check_plan, plan
 from trit.config_load import describe, load, save
+from trit.data.firewall import Firewall, ValidationReadError, validation_files
 from trit.data.manifest import check_vocabulary
 from trit.models import load_arch
 from trit.params import init_params
@@ -40,9 +41,12 @@ def launch(arguments, text, ops, start_process, make_backend):
     folder = Path("runs")
     # Schedulers and pods end a run with SIGTERM: it saves like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Nothing opens it again: a run that reads validation text, at any point, ends with the place that asked.
+    firewall = Firewall().close()
     try:
         process = start_process()
         config, run, settings, folder, resumed = prepare_run(options, overrides, process.world)
+        firewall.protect(*validation_files(run.data_path))
         arch = load_arch(config.model.name)
         specs = arch.param_specs(config)
         made = plan(config, specs, config.compress.code_bytes_reserve)
@@ -61,8 +65,10 @@ def launch(arguments, text, ops, start_process, make_backend):
 
         backend = make_backend(ops, arch, config, specs, init_params(specs, run.seed), process)
         run_training(config, specs, backend, run.data_path, run.seed, log, resumed, save_state)
+        firewall.ensure_unread()
     except KeyboardInterrupt:
         sys.exit(f"\nstopped; the state is saved in {folder}. Continue with the same command and resume=true")
-    except (ValueError, FloatingPointError) as fault:
+    except (ValueError, FloatingPointError, ValidationReadError) as fault:
         sys.exit(f"error: {fault}")
+    log.line(f"validation_firewall:closed files:{len(validation_files(run.data_path))} accesses:0")
     log.line(f"checkpoint: {folder}/checkpoint.npz; next: python build_submission.py --run {folder} --dce")

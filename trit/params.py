@@ -8,7 +8,8 @@ import numpy as np
 
 class ParamSpec(NamedTuple):
     """One tensor. `init` is normal (value: standard deviation) or constant; `group` is matrix (Muon), embed, engram or scalar (Adam);
-    `scheme` is ternary, int (of `bits`) or fp16; `group_size` weights share one scale, and an integer grid spans `clip` times their root mean square."""
+    `scheme` is ternary, int (of `bits`) or fp16; `group_size` weights share one scale, and an integer grid spans `clip` times their root mean square. `adapt` is the kind of tensor that
+    test-time training knows it as (trit/eval/ttt.py), empty for what never moves after training."""
 
     name: str
     shape: tuple
@@ -20,21 +21,23 @@ class ParamSpec(NamedTuple):
     group_size: int = 0
     clip: float = 2.5
     lr_scale: float = 1.0
+    adapt: str = ""
 
 
 def matrix_spec(cfg, name, rows, columns, std):
     """A large matrix (rows, columns) in the storage that `quant.matrix_scheme` names, trained by Muon."""
     group_size = min(cfg.quant.bitnet_group_size, columns)
     if cfg.quant.matrix_scheme == "ternary":
-        return ParamSpec(name, (rows, columns), "normal", std, "matrix", "ternary", 2, group_size)
+        return ParamSpec(name, (rows, columns), "normal", std, "matrix", "ternary", 2, group_size, adapt="matrix")
     if cfg.quant.matrix_scheme == "int":
-        return ParamSpec(name, (rows, columns), "normal", std, "matrix", "int", cfg.quant.matrix_bits, group_size, cfg.quant.int_clip)
-    return ParamSpec(name, (rows, columns), "normal", std)
+        bits, clip = cfg.quant.matrix_bits, cfg.quant.int_clip
+        return ParamSpec(name, (rows, columns), "normal", std, "matrix", "int", bits, group_size, clip, adapt="matrix")
+    return ParamSpec(name, (rows, columns), "normal", std, adapt="matrix")
 
 
-def scalar_spec(name, shape, value):
+def scalar_spec(name, shape, value, adapt="scale"):
     """Gains, scales and biases: constant start, Adam without decay, stored in 16 bits."""
-    return ParamSpec(name, shape, "constant", value, "scalar")
+    return ParamSpec(name, shape, "constant", value, "scalar", adapt=adapt)
 
 
 def init_params(specs, seed):

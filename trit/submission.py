@@ -6,7 +6,9 @@
 import os
 import time
 
-from trit.compress.calibrate import calibrate
+import numpy as np
+
+from trit.compress.calibrate import calibrate, stored_arrays
 from trit.compress.pack import pack, unpack
 from trit.compress.quantize import dequantize, quantize
 from trit.data.byte_count import byte_table
@@ -14,6 +16,7 @@ from trit.data.files import atomic_write
 from trit.data.loader import calibration_tokens, validation_tokens
 from trit.data.manifest import resolve_tokenizer
 from trit.eval.score import score_tokens, summarise
+from trit.eval.temperature import artifact_specs, fit_sharpness
 from trit.params import init_params
 from trit.train.log import Log
 from trit.train.run import run_training
@@ -29,43 +32,58 @@ def train_weights(ops, arch, cfg, process, data_path, seed, log):
 
 
 def find_calibration(ops, arch, cfg, process, arrays, data_path, log):
-    """Calibration of trained `arrays` on the held-out slice of the training text."""
-    return calibrate(
+    """Calibration of trained `arrays` on the held-out slice of the training text. A fitted sharpness is set in `arrays`."""
+    specs, tokens = artifact_specs(arch, cfg), calibration_tokens(cfg, data_path)
+    if cfg.eval.fit_temperature:
+        arrays["sharpness"] = np.ones(1, np.float32)
+    calibration = calibrate(
         ops,
         cfg,
-        arch.param_specs(cfg),
+        specs,
         arrays,
-        lambda weights: evaluator(ops, arch, cfg, weights, process),
+        lambda weights: evaluator(ops, arch, cfg, weights, process).losses,
         lambda weights, inputs: observe(ops, arch, cfg, weights, inputs, process),
-        calibration_tokens(cfg, data_path),
+        tokens,
         log,
     )
+    if cfg.eval.fit_temperature:
+        stored = stored_arrays(ops, cfg, specs, {name: ops.from_numpy(array) for name, array in arrays.items()}, calibration)
+        rows = evaluator(ops, arch, cfg, stored, process).rows
+        sharpness, before, after = fit_sharpness(rows, tokens, cfg.train.train_seq_len)
+        arrays["sharpness"] = np.full(1, sharpness, np.float32)
+        log.line(f"temperature:{1 / sharpness:.4f} held-out training loss {before:.5f} -> {after:.5f}")
+    return calibration
 
 
 def make_artifact(ops, arch, cfg, arrays, calibration):
     """Trained arrays -> the artifact's bytes."""
-    specs = arch.param_specs(cfg)
+    specs = artifact_specs(arch, cfg)
     return pack(specs, quantize(ops, cfg, specs, {name: ops.from_numpy(array) for name, array in arrays.items()}, calibration))
 
 
 def load_artifact(ops, arch, cfg, data):
     """The artifact's bytes -> {name: float32 array}."""
-    specs = arch.param_specs(cfg)
+    specs = artifact_specs(arch, cfg)
     return dequantize(ops, specs, unpack(specs, data))
 
 
-def score_arrays(ops, arch, cfg, process, arrays, data_path, tokenizer_path, log):
-    """(Score, losses float64 (positions,)) of weights, used as they are, on the validation split."""
+def score_rows(ops, arch, cfg, process, arrays, data_path, tokenizer_path, log, rows_at):
+    """(Score, losses float64 (positions,), log-probability rows at the positions `rows_at`) of weights, used as they are, on the
+    validation split."""
     tokens = validation_tokens(cfg, data_path)
     table = byte_table(resolve_tokenizer(data_path, tokenizer_path), cfg.model.vocab_size)
-    losses, counts = score_tokens(cfg, evaluator(ops, arch, cfg, arrays, process), tokens, process.rank, process.world, log)
-    losses, counts = total_over_ranks(losses, process), total_over_ranks(counts, process)
-    return summarise(losses, counts, tokens, table), losses
+    losses, counts, rows = score_tokens(ops, arch, cfg, evaluator(ops, arch, cfg, arrays, process), tokens, log, rows_at)
+    return summarise(losses, counts, tokens, table), losses, rows
+
+
+def score_arrays(ops, arch, cfg, process, arrays, data_path, tokenizer_path, log):
+    """`score_rows` without rows."""
+    return score_rows(ops, arch, cfg, process, arrays, data_path, tokenizer_path, log, ())[:2]
 
 
 def main(cfg, ops, arch):
     """The counted file's program. Environment: DATA_PATH, TOKENIZER_PATH, SEED, ARTIFACT (default artifact.trit), LOSSES (a file
-    for the float64 losses)."""
+    for the float64 losses), ROWS (a file for the float64 log-probability rows at the positions that ROWS_AT lists)."""
     process, log = start_process(), Log(int(os.environ.get("RANK", 0)))
     data_path, tokenizer = os.environ.get("DATA_PATH", "data"), os.environ.get("TOKENIZER_PATH", "")
     artifact = os.environ.get("ARTIFACT", "artifact.trit")
@@ -80,7 +98,9 @@ def main(cfg, ops, arch):
         data = file.read()
     log.line(f"Serialized model: {len(data)} bytes")
     begin = time.perf_counter()
-    score, losses = score_arrays(ops, arch, cfg, process, load_artifact(ops, arch, cfg, data), data_path, tokenizer, log)
+    rows_at = [int(position) for position in os.environ.get("ROWS_AT", "").split(",") if position]
+    loaded = load_artifact(ops, arch, cfg, data)
+    score, losses, rows = score_rows(ops, arch, cfg, process, loaded, data_path, tokenizer, log, rows_at)
     spent = (time.perf_counter() - begin) * 1000
     log.line(
         f"final_ternary_roundtrip_exact val_loss:{score.loss:.8f} val_bpb:{score.bpb:.8f} tokens:{score.tokens} bytes:{score.bytes} "
@@ -88,3 +108,5 @@ def main(cfg, ops, arch):
     )
     if os.environ.get("LOSSES") and process.rank == 0:
         atomic_write(os.environ["LOSSES"], losses.tobytes())
+    if os.environ.get("ROWS") and process.rank == 0:
+        atomic_write(os.environ["ROWS"], rows.tobytes())

@@ -1,39 +1,25 @@
-"""Check a counted file without trusting it: expand, compile under every supported Python, run it alone.
+"""Check a counted file without running it: expand, compile under every supported Python. Running it is `trit.bundle.alone`'s job.
 
 In: a `Bundle`, or the bytes of a wrapped file. Out: a report, or BundleError with what to do. No project code is imported.
 """
 
 import ast
+import functools
 import io
-import json
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import tokenize
 from pathlib import Path
 
 from trit.bundle.wrap import expand
 
 VERSIONS = ("3.10", "3.11", "3.12", "3.13")
-COMPILE = "import sys;compile(sys.stdin.buffer.read(),'train_gpt.py','exec',dont_inherit=True)"
-RUNNER = """
-import json, os, runpy, sys
-evidence, refuse, sys.argv = sys.argv[1], sys.argv[2] == "refuse", sys.argv[3:]
-opened = {}
-def watch(event, args):
-    if event == "open" and isinstance(args[0], (str, bytes)):
-        opened.setdefault(os.path.abspath(os.fsdecode(args[0])))
-    elif refuse and event in ("socket.connect", "socket.bind", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname"):
-        raise PermissionError("the counted file may not use the network (" + event + "); remove the access or pass network=True")
-sys.addaudithook(watch)
-try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
-finally:
-    seen = list(opened)
-    with open(evidence, "w") as file:
-        json.dump(seen, file)
+COMPILE = """import sys
+data, length = sys.stdin.buffer.read(), int(sys.argv[1])
+compile(data[:length], "wrapped file", "exec", dont_inherit=True)
+compile(data[length:], "expanded source", "exec", dont_inherit=True)
 """
 
 
@@ -58,13 +44,15 @@ def verify(built, pythons=None):
     check_syntax(source)
     pythons = find_pythons() if pythons is None else pythons
     for version, path in pythons.items():
-        for what, text in (("wrapped file", wrapped), ("expanded source", source.encode())):
-            result = subprocess.run([path, "-I", "-S", "-c", COMPILE], input=text, capture_output=True, check=False)
-            if result.returncode:
-                message = result.stderr.decode(errors="replace").strip().splitlines()[-1:]
-                raise BundleError(
-                    f"the {what} is not valid Python {version}: {message}; change the source to what every Python from 3.10 accepts"
-                )
+        command = [path, "-I", "-S", "-c", COMPILE, str(len(wrapped))]
+        result = subprocess.run(command, input=wrapped + source.encode(), capture_output=True, check=False)
+        if result.returncode:
+            message = result.stderr.decode(errors="replace").strip()
+            what = "expanded source" if "expanded source" in message else "wrapped file"
+            raise BundleError(
+                f"the {what} is not valid Python {version}: {message.splitlines()[-1:]}; change the source to what every Python from 3.10 "
+                "accepts"
+            )
     return {"source": source, "bytes": len(wrapped), "pythons": pythons, "missing": [v for v in VERSIONS if v not in pythons]}
 
 
@@ -108,6 +96,7 @@ def refuse_nested(token, stack):
         )
 
 
+@functools.cache
 def find_pythons():
     """{version: path} of the supported Pythons that are installed and really run: on PATH, or under pyenv."""
     found = {}
@@ -122,40 +111,3 @@ def find_pythons():
                 found[version] = path
                 break
     return found
-
-
-def run_alone(wrapped, files=None, args=(), environ=None, timeout=600, python=sys.executable, folder=None, network=False):
-    """Run a counted file in an empty folder with `python -I`, a scrubbed environment and no network; returns the CompletedProcess.
-
-    `files` maps names in the folder to paths to copy there; `environ` is all the program gets beside PATH, HOME and TMPDIR.
-    The result has two more attributes: `opened`, the paths the process opened (None if it was killed), and `isolation`, how the network
-    was refused. `folder` keeps the run in an empty folder of yours, so that what the program wrote can be read afterwards.
-    """
-    if folder is not None and Path(folder).exists() and any(Path(folder).iterdir()):
-        raise BundleError(f"{folder} is not empty; a counted file must run alone, give an empty or new folder")
-    with tempfile.TemporaryDirectory() as outside:
-        place = Path(folder) if folder is not None else Path(outside) / "alone"
-        place.mkdir(parents=True, exist_ok=True)
-        (place / "train_gpt.py").write_bytes(getattr(wrapped, "wrapped", wrapped))
-        for name, path in (files or {}).items():
-            target = place / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(path, target) if Path(path).is_dir() else shutil.copyfile(path, target)
-        home, evidence = Path(outside) / "home", Path(outside) / "opened.json"
-        home.mkdir()
-        clean = {"PATH": os.defpath, "HOME": str(home), "TMPDIR": str(home), "LC_ALL": "C.UTF-8", **(environ or {})}
-        before = [] if network else network_wall()
-        command = [*before, python, "-I", "-c", RUNNER, str(evidence), "allow" if network else "refuse", "train_gpt.py", *map(str, args)]
-        result = subprocess.run(command, cwd=place, env=clean, capture_output=True, text=True, timeout=timeout, check=False)
-        result.opened = json.loads(evidence.read_text()) if evidence.exists() else None
-        result.isolation = "allowed" if network else "network namespace and audit hook" if before else "audit hook"
-        return result
-
-
-def network_wall():
-    """The command that takes the network away from a process and its children, where this machine permits it."""
-    unshare = shutil.which("unshare")
-    for flags in (["-n"], ["-rn"]) if unshare else ():
-        if subprocess.run([unshare, *flags, "true"], capture_output=True, check=False).returncode == 0:
-            return [unshare, *flags]
-    return []

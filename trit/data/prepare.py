@@ -1,7 +1,8 @@
 """python -m trit.data.prepare: a corpus and a tokenizer in, a folder of token shards out.
 
 The folder holds shards, the tokenizer's model and manifest.json. It is built beside its place and renamed when whole, so a
-folder that exists is complete. Each document is BOS and its ids, without EOS; documents may straddle shards.
+folder that exists is complete. Each document is BOS and its ids, without EOS; documents may straddle shards. A training document
+that is a validation document too, white space and compatibility characters aside, is dropped.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import json
 import os
 import shutil
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -20,30 +22,40 @@ from trit.data.corpus import is_validation, open_corpus
 from trit.data.files import atomic_write
 from trit.data.manifest import MANIFEST_NAME, file_sha256, read_manifest, tokenizer_sha256
 from trit.data.shards import shard_length, write_shard
-from trit.data.tokenizer import BOS_ID, SPECS_FILE, find_spec, open_tokenizer, spec_digest, train_model
+from trit.data.token_ids import BOS_ID
+from trit.data.tokenizer import SPECS_FILE, find_spec, open_tokenizer, spec_digest, train_model
 
 SHARD_TOKENS = 100_000_000
 TOKENIZER_BYTES = 20_000_000
 BATCH_DOCUMENTS = 64
 
 
-def read_split(corpora, part):
-    """Documents of `part` ("train" or "val"); `corpora` maps both parts to corpus names: one name for both is split by hash."""
+def read_split(corpora, part, held_out=frozenset(), dropped=None):
+    """Documents of `part` ("train" or "val"); `corpora` maps both parts to corpus names: one name for both is split by hash.
+
+    Documents whose `text_key` is in `held_out` are left out; the list `dropped`, where given, takes their keys.
+    """
     by_hash = corpora["train"] == corpora["val"]
     empty = True
     for document in open_corpus(corpora[part]):
-        if not by_hash or is_validation(document) == (part == "val"):
-            empty = False
-            yield document
+        if by_hash and is_validation(document) != (part == "val"):
+            continue
+        if held_out and (key := text_key(document)) in held_out:
+            if dropped is not None:
+                dropped.append(key)
+            continue
+        empty = False
+        yield document
     if empty:
         raise ValueError(
             f"corpus {corpora[part]}: no document falls into the {part} split; give --train and --val files, or more documents"
         )
 
 
-def document_key(document, purpose=b""):
-    """A 64-bit number that stands for a document; each `purpose` has its own."""
-    return int.from_bytes(hashlib.blake2b(document.encode("utf-8"), digest_size=8, person=purpose).digest(), "big")
+def text_key(document):
+    """16 bytes that equal documents share, also those that a normalising tokenizer makes equal: NFKC, white space collapsed."""
+    text = " ".join(unicodedata.normalize("NFKC", document).split())
+    return hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest()
 
 
 def survey(documents):
@@ -56,23 +68,19 @@ def survey(documents):
     return {"documents": count, "text_bytes": size, "text_sha256": digest.hexdigest()}
 
 
-def shared_documents(corpora):
-    """How many training documents are validation documents too; none can be where a hash divides one corpus."""
-    if corpora["train"] == corpora["val"]:
-        return 0
-    held_out = {document_key(document) for document in read_split(corpora, "val")}
-    return sum(document_key(document) in held_out for document in read_split(corpora, "train"))
-
-
 def sample(documents, share):
     """About `share` of the documents, chosen by their hash (another one than the split's) in their order."""
     for document in documents:
-        if document_key(document, b"tokenizer") < share * 2**64:
+        digest = hashlib.blake2b(document.encode("utf-8"), digest_size=8, person=b"tokenizer").digest()
+        if int.from_bytes(digest, "big") < share * 2**64:
             yield document
 
 
-def make_tokenizer(spec, vocab_file, folder, corpora, facts, tokenizer_bytes):
-    """Train, copy or name the tokenizer; returns it, its model lying in `folder`. Only training documents are read."""
+def make_tokenizer(spec, vocab_file, folder, documents, text_bytes, tokenizer_bytes):
+    """Train, copy or name the tokenizer; returns it, its model lying in `folder`.
+
+    `documents` iterates over the training documents, which have `text_bytes` in all.
+    """
     if vocab_file:
         target = folder / Path(vocab_file).name
         atomic_write(target, Path(vocab_file).read_bytes())
@@ -81,9 +89,9 @@ def make_tokenizer(spec, vocab_file, folder, corpora, facts, tokenizer_bytes):
         return open_tokenizer("byte260")
     if spec["kind"] not in ("sentencepiece_bpe", "sentencepiece"):
         raise ValueError(f"tokenizer {spec['name']}: unknown kind {spec['kind']}; possible: byte260, sentencepiece_bpe")
-    share = min(1.0, tokenizer_bytes / facts["train"]["text_bytes"])
+    share = min(1.0, tokenizer_bytes / text_bytes)
     model = spec.get("reuse_model_path")
-    model = Path(model).read_bytes() if model else train_model(spec, sample(read_split(corpora, "train"), share))
+    model = Path(model).read_bytes() if model else train_model(spec, sample(documents, share))
     if spec.get("sha256", hashlib.sha256(model).hexdigest()) != hashlib.sha256(model).hexdigest():
         raise ValueError(f"tokenizer {spec['name']}: its model's sha256 is not the one in tokenizer_specs.json; retrain or mend the entry")
     atomic_write(folder / spec["filename"], model)
@@ -155,7 +163,8 @@ def prepare(corpora, out, spec=None, vocab_file="", shard_tokens=SHARD_TOKENS, t
         raise ValueError(f"{out}: exists and is no data folder; give --out a new name")
     if shard_tokens <= 0 or tokenizer_bytes <= 0:
         raise ValueError(f"shard_tokens={shard_tokens} and tokenizer_bytes={tokenizer_bytes} must be positive")
-    facts = {part: survey(read_split(corpora, part)) for part in ("train", "val")}
+    dropped, held_out = [], {"train": {text_key(document) for document in read_split(corpora, "val")}, "val": frozenset()}
+    facts = {part: survey(read_split(corpora, part, held_out[part], dropped)) for part in ("train", "val")}
     identity = file_sha256(vocab_file) if vocab_file else [spec_digest(spec), spec.get("reuse_model_path"), tokenizer_bytes]
     texts = [facts[part]["text_sha256"] for part in ("train", "val")]
     inputs = hashlib.sha256(json.dumps([texts, identity, shard_tokens]).encode()).hexdigest()
@@ -171,7 +180,8 @@ def prepare(corpora, out, spec=None, vocab_file="", shard_tokens=SHARD_TOKENS, t
         say(
             f"tokenizer: {vocab_file or spec['name']}, {facts['train']['documents']} training documents, {facts['train']['text_bytes']} bytes"
         )
-        tokenizer = make_tokenizer(spec, vocab_file, partial, corpora, facts, tokenizer_bytes)
+        documents = read_split(corpora, "train", held_out["train"])
+        tokenizer = make_tokenizer(spec, vocab_file, partial, documents, facts["train"]["text_bytes"], tokenizer_bytes)
         if spec and tokenizer.vocab_size != spec["vocab_size"]:
             say(f"tokenizer: {tokenizer.vocab_size} pieces where {spec['vocab_size']} were asked for: the text gives no more")
         manifest = {
@@ -195,7 +205,8 @@ def prepare(corpora, out, spec=None, vocab_file="", shard_tokens=SHARD_TOKENS, t
         for part in ("train", "val"):
             size = facts[part]["text_bytes"]
             with tqdm(total=size, unit="B", unit_scale=True, desc=part, disable=not sys.stderr.isatty()) as progress:
-                files, account = write_split(read_split(corpora, part), tokenizer, partial, f"{out.name}_{part}", shard_tokens, progress)
+                documents = read_split(corpora, part, held_out[part])
+                files, account = write_split(documents, tokenizer, partial, f"{out.name}_{part}", shard_tokens, progress)
             manifest["splits"][part] = facts[part] | account | {"files": len(files)}
             manifest["files"] += files
             share = account["tokens"] / max(account["counted_bytes"], 1)
@@ -204,11 +215,9 @@ def prepare(corpora, out, spec=None, vocab_file="", shard_tokens=SHARD_TOKENS, t
                 say(
                     f"warning: {account['byte_mismatches']} {part} documents count other bytes than they decode to; do not quote a score from them"
                 )
-        manifest["shared_documents"] = shared_documents(corpora)
-        if manifest["shared_documents"]:
-            say(
-                f"warning: {manifest['shared_documents']} training documents are validation documents too; scores on this split mean little"
-            )
+        manifest["dropped_documents"] = len(dropped)
+        if dropped:
+            say(f"dropped: {len(dropped)} training documents that are validation documents too")
         manifest["inputs"] = inputs
         atomic_write(partial / MANIFEST_NAME, (json.dumps(manifest, indent=1) + "\n").encode())
         if out.exists():

@@ -14,9 +14,9 @@ import numpy as np
 import sentencepiece
 
 from trit.data.manifest import tokenizer_sha256
+from trit.data.token_ids import BOS_ID
 
 SPECS_FILE = Path(__file__).resolve().parents[2] / "tokenizer_specs.json"
-BOS_ID = 1
 LINE_BYTES = 4000
 TRAINER_DEFAULTS = {
     "model_type": "bpe",
@@ -26,7 +26,7 @@ TRAINER_DEFAULTS = {
     "normalization_rule_name": "nmt_nfkc",
     "add_dummy_prefix": False,
     "pad_id": 0,
-    "bos_id": 1,
+    "bos_id": BOS_ID,
     "eos_id": 2,
     "unk_id": 3,
     "hard_vocab_limit": False,

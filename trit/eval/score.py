@@ -1,14 +1,21 @@
-"""The scoring driver: every position of a token stream is scored exactly once, in windows, and summed in float64.
+"""The scoring driver: every position of a token stream is scored exactly once, in order: score, freeze the numbers, then learn.
 
-Position i predicts token i + 1 from tokens up to i, so n tokens hold n - 1 positions.
+Position i predicts token i + 1 from tokens up to i, so n tokens hold n - 1 positions. Chunks of windows are scored, then learned
+from. All that learns (online memories, adapted copies of weights, momentum) is made in `score_tokens` and dropped when it returns.
 """
 
 import math
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
 
 from trit.data.byte_count import token_bytes
+from trit.data.token_ids import BOS_ID
+from trit.eval.eval_engram import EvalEngram
+from trit.eval.mixture import NgramMixture
+from trit.eval.temperature import artifact_specs
+from trit.eval.ttt import first_changes, frozen, learn_chunk
 
 
 class Score(NamedTuple):
@@ -33,31 +40,99 @@ def score_windows(positions, length, stride):
     return windows
 
 
-def score_tokens(cfg, token_losses, tokens, process_rank, process_world, log=None):
-    """float64 losses (n - 1,) of a token stream (n,), zero where another rank scores, and how often each position was scored.
+def window_chunks(windows, tokens):
+    """Lists of consecutive windows that newly score at most `tokens` positions together, or hold a single window."""
+    chunks, room = [], 0
+    for window in windows:
+        new = window[2] - window[1]
+        if new > room:
+            chunks.append([])
+            room = tokens
+        chunks[-1].append(window)
+        room -= new
+    return chunks
 
-    `token_losses(inputs, targets)` maps int32 (B, T) pairs to losses (B, T). Ranks take contiguous segments of the windows.
-    Long work reports to `log`, ten lines at most.
+
+def model_values(cfg, model, changes, tokens, windows, low, high, whole):
+    """What the model alone says at positions low .. high - 1, on every rank: log-probabilities of the token that comes (m, 1), or of
+    all tokens (m, V) where `whole`. Each rank computes a contiguous part of the windows."""
+    values = np.zeros((high - low, cfg.model.vocab_size if whole else 1), np.float32)
+    share = -(-len(windows) // model.world)
+    mine = windows[model.rank * share : (model.rank + 1) * share]
+    for at in range(0, len(mine), cfg.eval.eval_batch_seqs):
+        batch = mine[at : at + cfg.eval.eval_batch_seqs]
+        rows, least = np.stack([tokens[start : start + width + 1] for start, _, width in batch]), min(first for _, first, _ in batch)
+        inputs, targets = rows[:, :-1], rows[:, 1:]
+        found = model.rows(inputs, changes, least) if whole else -model.losses(inputs, targets, changes, least)[..., None]
+        for (start, first, width), row in zip(batch, found):
+            values[start + first - low : start + width - low] = row[first - least :]
+    return model.total(values)
+
+
+def whole_row(cfg, model, changes, engram, ngram, windows, tokens, start, position):
+    """Final log-probabilities (V,) of all tokens at `position`, where the memories have absorbed tokens up to `start`."""
+    first, _, width = next(window for window in windows if window[0] + window[1] <= position < window[0] + window[2])
+    row = model.rows(tokens[None, first : first + width], changes)[:, position - first]
+    before, p = tokens[start + 1 : position + 1], np.exp(row[0].astype(np.float64))
+    if cfg.eval.eval_engram_buckets:
+        p = engram.probabilities(before, np.arange(cfg.model.vocab_size)[None], row)[0][0]
+    if cfg.eval.ngram_order:
+        p = ngram.row(before, p)
+    return np.log(p)
+
+
+def score_tokens(ops, arch, cfg, model, tokens, log=None, rows_at=()):
+    """(losses float64 (n - 1,), how often each position was scored, log-probability rows (len(rows_at), V)) of a token stream (n,).
+
+    `model` is an `Evaluator`; every rank gets the same result. A row is the whole final distribution at a position, as it stood
+    when that was scored. Long work reports to `log`, some ten lines.
     """
-    positions = len(tokens) - 1
+    tokens, positions = np.asarray(tokens, np.int64), len(tokens) - 1
     if positions < 1:
         raise ValueError(f"a text of {len(tokens)} tokens has nothing to score; at least 2 are needed")
     losses, counts = np.zeros(positions), np.zeros(positions, np.int32)
-    windows = score_windows(positions, cfg.eval.eval_seq_len, cfg.eval.eval_stride)
-    share = -(-len(windows) // process_world)
-    windows = windows[process_rank * share : (process_rank + 1) * share]
-    batches = -(-len(windows) // cfg.eval.eval_batch_seqs)
-    for number in range(batches):
-        if log and number and number % (batches // 10 + 20) == 0:
-            log.line(f"eval_step:{number}/{batches}")
-        at = number * cfg.eval.eval_batch_seqs
-        batch = windows[at : at + cfg.eval.eval_batch_seqs]
-        rows = np.stack([tokens[start : start + width + 1] for start, _, width in batch]).astype(np.int32)
-        found = token_losses(rows[:, :-1], rows[:, 1:])
-        for (start, first, width), row in zip(batch, found):
-            losses[start + first : start + width] += row[first:width]
-            counts[start + first : start + width] += 1
-    return losses, counts
+    kept = np.zeros((len(rows_at), cfg.model.vocab_size))
+    chunks = window_chunks(score_windows(positions, cfg.eval.eval_seq_len, cfg.eval.eval_stride), cfg.eval.eval_chunk_tokens)
+    boundary = BOS_ID if cfg.model.isolate_documents else -1
+    engram = ngram = changes = None
+    if cfg.eval.eval_engram_buckets:
+        sizes = cfg.eval.eval_engram_orders, cfg.eval.eval_engram_buckets, cfg.eval.eval_engram_slots
+        engram = EvalEngram(*sizes, cfg.eval.eval_engram_entropy, cfg.eval.memory_lr, boundary)
+        engram.start(tokens[0])
+    if cfg.eval.ngram_order:
+        ngram = NgramMixture(cfg.eval.ngram_order, cfg.model.vocab_size, cfg.eval.ngram_nodes, boundary, cfg.eval.memory_lr)
+        ngram.memory.absorb(tokens[:1])
+    if cfg.eval.ttt_scope != "none":
+        changes, velocity = first_changes(ops, cfg, artifact_specs(arch, cfg), model.weights), {}
+    with frozen(ops, model.weights, cfg.eval.freeze_check_strict) if cfg.eval.ttt_scope != "none" else nullcontext():
+        for number, windows in enumerate(chunks):
+            low, high = windows[0][0] + windows[0][1], windows[-1][0] + windows[-1][2]
+            if log and number and number % (len(chunks) // 10 + 1) == 0:
+                log.line(f"eval_step:{number}/{len(chunks)} val_loss_so_far:{losses[:low].mean():.4f}")
+            values = model_values(cfg, model, changes, tokens, windows, low, high, bool(cfg.eval.eval_engram_buckets))
+            step = cfg.eval.memory_chunk_tokens if cfg.eval.ngram_order or cfg.eval.eval_engram_buckets else high - low
+            for start in range(low, high, step):
+                end = min(start + step, high)
+                came = tokens[start + 1 : end + 1]
+                p = np.exp(values[start - low : end - low, 0].astype(np.float64))
+                if cfg.eval.eval_engram_buckets:
+                    p, engram_tape = engram.probabilities(came[:-1], came[:, None], values[start - low : end - low])
+                    p = p[:, 0]
+                if cfg.eval.ngram_order:
+                    p, ngram_tape = ngram.score(came, p)
+                losses[start:end] = -np.log(p)
+                counts[start:end] += 1
+                for index, position in enumerate(rows_at):
+                    if start <= position < end:
+                        kept[index] = whole_row(cfg, model, changes, engram, ngram, windows, tokens, start, position)
+                # The numbers above are final; what follows learns from them and from the tokens up to `end`, which they scored.
+                if cfg.eval.eval_engram_buckets:
+                    engram.learn(engram_tape, came)
+                if cfg.eval.ngram_order:
+                    ngram.learn(ngram_tape, came)
+            if cfg.eval.ttt_scope != "none" and number + 1 < len(chunks):
+                changes = learn_chunk(ops, cfg, model, velocity, changes, tokens[: high + 1], low, high, high / positions)
+    return losses, counts, kept
 
 
 def summarise(losses, counts, tokens, table):

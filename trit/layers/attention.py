@@ -49,6 +49,7 @@ def rotate(ops, cfg, x, rotary):
 def attention_layer(ops, p, cfg, name, x, rotary, first_values, exclude_self):
     """x (B, T, C) -> (output (B, T, C), values (B, K, T, D)). `first_values` is None in the first layer.
 
+    `rotary` holds cos and sin, and with isolate_documents the mask of `visible_tokens` as a third.
     `exclude_self` removes from every output its projection on the token's own value (XSA, corrected form).
     """
     batch, length = x.shape[0], x.shape[1]
@@ -56,13 +57,15 @@ def attention_layer(ops, p, cfg, name, x, rotary, first_values, exclude_self):
     head_dim = cfg.model.model_dim // cfg.model.num_heads
     qkv = ops.reshape(project(ops, p, name + ".qkv", x), (batch, length, heads + 2 * kv_heads, head_dim))
     qkv = ops.permute(qkv, (0, 2, 1, 3))
+    if cfg.model.isolate_documents:
+        *rotary, visible = rotary
     q = rotate(ops, cfg, ops.rms_norm(qkv[:, :heads]), rotary) * p[name + ".q_gain"]
     k = rotate(ops, cfg, ops.rms_norm(qkv[:, heads : heads + kv_heads]), rotary)
     v = qkv[:, heads + kv_heads :]
     if cfg.model.value_residual and first_values is not None:
         keep = ops.sigmoid(p[name + ".value_mix"])
         v = keep * v + (1.0 - keep) * first_values
-    y = ops.attention(q, k, v)
+    y = ops.masked_attention(q, k, v, visible) if cfg.model.isolate_documents else ops.attention(q, k, v)
     if cfg.model.xsa_layers and exclude_self:
         grouped = ops.reshape(y, (batch, kv_heads, heads // kv_heads, length, head_dim))
         own = ops.reshape(v, (batch, kv_heads, 1, length, head_dim))

@@ -3,6 +3,7 @@
 Shapes: N tables (orders * heads), M buckets, R row width, C model width.
 """
 
+from trit.layers.document import document_starts
 from trit.layers.linear import project
 from trit.params import ParamSpec, matrix_spec, scalar_spec
 
@@ -24,8 +25,9 @@ def engram_specs(cfg):
             cfg.quant.engram_group_size,
             cfg.quant.engram_clip,
         ),
-        matrix_spec(cfg, "engram.value", cfg.model.model_dim, columns, columns**-0.5),
-        matrix_spec(cfg, "engram.key", cfg.model.model_dim, columns, columns**-0.5),
+        # The packed memory is frozen after training, with the matrices that read it.
+        matrix_spec(cfg, "engram.value", cfg.model.model_dim, columns, columns**-0.5)._replace(adapt=""),
+        matrix_spec(cfg, "engram.key", cfg.model.model_dim, columns, columns**-0.5)._replace(adapt=""),
         # softplus(0.378) + 0.1 = 1: the clamp of skc.md EN03 starts the gate's slope at one.
         scalar_spec("engram.gate_scale", (1,), 0.378),
         scalar_spec("engram.gate_bias", (1,), 0.0),
@@ -42,11 +44,13 @@ def mix_bits(x):
 
 def engram_rows(ops, cfg, tokens):
     """Table rows (B, T, N) read at each position, from the last 2 .. orders + 1 tokens up to it, and 0/1 masks (T, N) that
-    silence orders reaching over the left edge."""
+    silence orders reaching over the left edge; with isolate_documents (B, T, N), over the document's start."""
     length = tokens.shape[1]
     ids = ops.cast(tokens, "int64") + 1
     key, rows, masks = ids, [], []
     positions = ops.arange(length, tokens)
+    if cfg.model.isolate_documents:
+        positions = positions - document_starts(ops, tokens)
     for order in range(cfg.engram.engram_orders):
         past = ops.pad(ids, ((0, 0), (order + 1, 0)))[:, :length]
         key = mix_bits(key * 65599 + past + order)
@@ -62,7 +66,7 @@ def engram_layer(ops, p, cfg, x, tokens):
     """What the memory adds to the stream x (B, T, C)."""
     rows, masks = engram_rows(ops, cfg, tokens)
     found = ops.take(p["engram.table"], rows)  # (B, T, N, R)
-    found = found * ops.reshape(ops.cast(masks, cfg.train.compute_dtype), (masks.shape[0], masks.shape[1], 1))
+    found = found * ops.reshape(ops.cast(masks, cfg.train.compute_dtype), (*masks.shape, 1))
     found = ops.rms_norm(ops.reshape(found, (found.shape[0], found.shape[1], -1)))
     key = ops.rms_norm(project(ops, p, "engram.key", found))
     cosine = ops.mean(ops.rms_norm(x) * key, -1, True)

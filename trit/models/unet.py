@@ -6,6 +6,7 @@ Shapes: B batch, T time, C model width, V vocabulary.
 from dataclasses import dataclass
 
 from trit.layers.attention import attention_layer, attention_specs, rotary_tables
+from trit.layers.document import visible_tokens
 from trit.layers.embed import embed_tokens, embedding_specs, token_logits
 from trit.layers.engram import engram_layer, engram_specs
 from trit.layers.mlp import mlp_layer, mlp_specs
@@ -27,14 +28,15 @@ def param_specs(cfg):
     if cfg.engram.engram_buckets:
         specs += engram_specs(cfg)
     for i in range(cfg.model.num_layers):
-        name = f"block{i}"
+        name, decoder = f"block{i}", i >= cfg.model.num_layers - cfg.model.num_layers // 2
+        kind = "decoder_scale" if decoder else "scale"
         specs += [
-            scalar_spec(name + ".mix", (2, width), 0.0),
-            scalar_spec(name + ".attn_scale", (width,), cfg.arch.attn_scale_init),
-            scalar_spec(name + ".mlp_scale", (width,), cfg.arch.mlp_scale_init),
+            scalar_spec(name + ".mix", (2, width), 0.0, "mix"),
+            scalar_spec(name + ".attn_scale", (width,), cfg.arch.attn_scale_init, kind),
+            scalar_spec(name + ".mlp_scale", (width,), cfg.arch.mlp_scale_init, kind),
         ]
-        if i >= cfg.model.num_layers - cfg.model.num_layers // 2:
-            specs.append(scalar_spec(name + ".skip", (width,), 1.0))
+        if decoder:
+            specs.append(scalar_spec(name + ".skip", (width,), 1.0, "skip"))
         specs += attention_specs(cfg, name + ".attn", i == 0) + mlp_specs(cfg, name + ".mlp")
     return specs
 
@@ -44,6 +46,8 @@ def forward(ops, p, cfg, tokens):
     layers = cfg.model.num_layers
     x = start = embed_tokens(ops, p, cfg, tokens)
     rotary = rotary_tables(ops, cfg, tokens.shape[1], tokens)
+    if cfg.model.isolate_documents:
+        rotary += (visible_tokens(ops, tokens),)
     saved, first_values = [], None
     for i in range(cfg.model.num_layers):
         name = f"block{i}"

@@ -79,6 +79,11 @@ def max(x, axis=None, keepdims=False):
     return mx.max(x, axis, keepdims=keepdims)
 
 
+def cummax(x, axis):
+    """Largest value of `x` so far along an axis."""
+    return mx.cummax(x, axis=axis)
+
+
 def abs(x):
     return mx.abs(x)
 
@@ -146,6 +151,16 @@ def rms_norm(x):
 def attention(q, k, v):
     """Causal attention: q (B, H, T, D), k and v (B, K, T, D) with K dividing H; scores are scaled by 1/sqrt(D). -> (B, H, T, D)."""
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5, mask="causal")
+
+
+def masked_attention(q, k, v, visible):
+    """`attention` that is not causal by itself: boolean `visible` (B, 1, T, T) is True where a query (third axis) sees a key (fourth)."""
+    return mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5, mask=visible)
+
+
+def log_softmax(x):
+    """`x` minus the logarithm of the sum of exponentials over its last axis."""
+    return x - mx.logsumexp(x, -1, keepdims=True)
 
 
 def cross_entropy(logits, targets):

@@ -82,6 +82,11 @@ def max(x, axis=None, keepdims=False):
     return torch.amax(x) if axis is None else torch.amax(x, axis, keepdim=keepdims)
 
 
+def cummax(x, axis):
+    """Largest value of `x` so far along an axis."""
+    return torch.cummax(x, axis).values
+
+
 def abs(x):
     return torch.abs(x)
 
@@ -149,6 +154,18 @@ def rms_norm(x):
 def attention(q, k, v):
     """Causal attention: q (B, H, T, D), k and v (B, K, T, D) with K dividing H; scores are scaled by 1/sqrt(D). -> (B, H, T, D)."""
     return functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def masked_attention(q, k, v, visible):
+    """`attention` that is not causal by itself: boolean `visible` (B, 1, T, T) is True where a query (third axis) sees a key (fourth)."""
+    repeat = q.shape[1] // k.shape[1]  # with a mask, enable_gqa leaves a GPU only its plain kernel, which stores every score
+    k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
+    return functional.scaled_dot_product_attention(q, k, v, visible)
+
+
+def log_softmax(x):
+    """`x` minus the logarithm of the sum of exponentials over its last axis."""
+    return functional.log_softmax(x, -1)
 
 
 def cross_entropy(logits, targets):

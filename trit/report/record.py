@@ -1,6 +1,7 @@
 """The record folder: everything a stranger needs to check a submission, written once and never edited."""
 
 import datetime
+import hashlib
 import json
 import math
 import os
@@ -9,7 +10,8 @@ import shutil
 from importlib import metadata
 from pathlib import Path
 
-from trit.config_load import save
+from trit.config_load import save, to_dict
+from trit.eval.entry import config_sha256
 
 
 def new_folder(root, track, name, date=None):
@@ -23,9 +25,18 @@ def new_folder(root, track, name, date=None):
     return folder
 
 
+def package_sha256():
+    """The first 16 digits of the SHA-256 of this package's sources: what version of trit means."""
+    digest, root = hashlib.sha256(), Path(__file__).resolve().parents[1]
+    for path in sorted(root.rglob("*.py")):
+        data = path.read_bytes()
+        digest.update(f"{path.relative_to(root).as_posix()} {len(data)}\n".encode() + data)
+    return digest.hexdigest()[:16]
+
+
 def versions():
     """{package: version} of what produced the numbers."""
-    found = {"python": platform.python_version()}
+    found = {"trit": package_sha256(), "python": platform.python_version()}
     for package in ("torch", "mlx", "numpy", "sentencepiece", "brotli"):
         try:
             found[package] = metadata.version(package)
@@ -36,14 +47,16 @@ def versions():
 
 def submission_json(config, run, facts):
     """The contest's submission.json (contest.md 1.4) from measured `facts`."""
-    score = facts["score"]
+    score, digest = facts["score"], config_sha256(json.loads(json.dumps(to_dict(config))))
     seed = {
         "val_loss": score.loss,
         "val_bpb": score.bpb,
         "artifact_bytes": facts["bytes_model"],
         "steps": facts["steps"],
         "step_avg_ms": round(1000 * facts["train_seconds"] / max(facts["steps"], 1), 3),
+        "train_time_s": round(facts["train_seconds"], 3),
         "eval_time_s": round(facts["eval_seconds"], 3),
+        "config_sha256": digest,
     }
     return {
         "author": facts["author"],
@@ -56,6 +69,8 @@ def submission_json(config, run, facts):
         "blurb": facts["blurb"],
         "val_loss": score.loss,
         "val_bpb": score.bpb,
+        "val_loss_std": 0.0,
+        "val_bpb_std": 0.0,
         "val_tokens": score.tokens,
         "val_bytes": score.bytes,
         "pre_quant_val_bpb": facts["trained_bpb"],
@@ -75,17 +90,20 @@ def submission_json(config, run, facts):
         "model_params": facts["parameters"],
         "hardware": facts["hardware"],
         "versions": versions(),
+        "config_sha256": digest,
         "sha256": {"train_gpt.py": facts["sha256_code"], "artifact.trit": facts["sha256_model"]},
-        "compliance": {item.name: item.verdict == "pass" for item in facts["checks"]},
+        "compliance": {},
     }
 
 
 def table(rows, heads):
     """Markdown table."""
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
+    cells = ([str(cell).replace("|", "\\|") for cell in row] for row in rows)
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in cells])
 
 
+MADE_BY = ("torch", "device", "isolation", "replayed_tokens", "seconds")
 FILES = (
     ("train_gpt.py", "the counted program: scores the artifact beside it; without one it trains first"),
     ("train_gpt_readable.py", "the same program before minifying and packing; not counted"),
@@ -122,9 +140,9 @@ def result_rows(submission, comparison):
     ]
 
 
-def readme(submission, checks, comparison, names):
-    """README.md of a record that holds the files `names`."""
-    files = [(f"`{name}`", what) for name, what in FILES if name in names]
+def readme(submission, checks, comparison, folder, made_by):
+    """README.md of the record in `folder`. `made_by` says what `checks` were made with."""
+    files = [(f"`{name}`", what) for name, what in FILES if (folder / name).exists()]
     return f"""# {submission["name"]}: {submission["val_bpb"]:.4f} bits per byte in {submission["bytes_total"]:,} bytes
 
 {submission["blurb"]} Track `{submission["track"]}`, {submission["date"]}, seed {submission["seeds"][0]}. Generated; do not edit.
@@ -139,9 +157,18 @@ The shards of `manifest.json` come from the project's `python -m trit.data.prepa
 DATA_PATH={submission["data_path"]} python train_gpt.py
 ```
 
-It scores `artifact.trit` and prints `val_bpb`. Without `artifact.trit` it trains a new one first.
+It scores `artifact.trit` and prints `val_bpb`. Without `artifact.trit` it trains a new one first. From the project's folder,
+
+```
+python -m trit.eval.certify <this folder> --data <folder of the shards>
+```
+
+makes the certificate again: it runs the counted file on the text and on changed copies of it, and believes nothing written here.
 
 ## Certificate
+
+{verdict_line(checks)}. Made with {", ".join(f"{name} {made_by[name]}" for name in MADE_BY if name in made_by)}.
+What each check means, and what none of them can see: docs/legality.md.
 
 {table([(c.name, c.verdict, c.evidence) for c in checks], ("check", "verdict", "evidence"))}
 
@@ -162,8 +189,11 @@ def hardware(process):
     return f"{process.world} x {process.device} ({name})"
 
 
-def write_record(folder, config, submission, checks, comparison, files):
-    """Write the folder aside and rename it. `files` maps a name in the folder to bytes or to a path to copy."""
+def start_record(folder, config, files):
+    """Write what is known before the counted file has run, beside `folder` -> the temporary folder.
+
+    `files` maps a name in the folder to bytes or to a path to copy.
+    """
     temporary = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -173,11 +203,42 @@ def write_record(folder, config, submission, checks, comparison, files):
         else:
             shutil.copyfile(content, temporary / name)
     save(config, temporary / "config.json")
+    (temporary / "submission.json").write_text("{}")
+    return temporary
+
+
+def write_claims(temporary, submission, comparison, log):
+    """Write submission.json, train.log (bytes) and a README.md without certificate into a record's temporary folder."""
+    (temporary / "train.log").write_bytes(log)
     (temporary / "submission.json").write_text(json.dumps(submission, indent=1) + "\n")
-    (temporary / "certificate.json").write_text(json.dumps({"checks": [item._asdict() for item in checks]}, indent=1) + "\n")
-    names = {path.name for path in temporary.iterdir()}
-    (temporary / "README.md").write_text(readme(submission, checks, comparison, names))
-    return temporary.rename(folder)
+    (temporary / "README.md").write_text(readme(submission, (), comparison, temporary, {}))
+
+
+def write_certificate(temporary, comparison, checks, made_by):
+    """Write certificate.json, and the verdicts into README.md and submission.json, which is returned."""
+    submission = json.loads((temporary / "submission.json").read_text())
+    submission["compliance"] = {item.name: item.verdict == "pass" for item in checks}
+    (temporary / "submission.json").write_text(json.dumps(submission, indent=1) + "\n")
+    (temporary / "certificate.json").write_text(certificate_json(checks, made_by))
+    (temporary / "README.md").write_text(readme(submission, checks, comparison, temporary, made_by))
+    return submission
+
+
+def certificate_json(checks, made_by):
+    """The text of certificate.json: how many verdicts of each kind, what the checks were made with, the checks."""
+    rows = [item._asdict() for item in checks]
+    return json.dumps({"summary": verdict_counts(checks), "made_by": made_by, "checks": rows}, indent=1) + "\n"
+
+
+def verdict_counts(checks):
+    """{verdict: how many checks}."""
+    return {verdict: sum(item.verdict == verdict for item in checks) for verdict in ("pass", "fail", "unknown")}
+
+
+def verdict_line(checks):
+    """One sentence about all verdicts."""
+    total = verdict_counts(checks)
+    return f"{total['pass']} checks passed, {total['fail']} failed, {total['unknown']} unknown (not proven; each says what it needs)"
 
 
 def bits_per_byte(size, text_bytes):

@@ -11,6 +11,22 @@ class Process(NamedTuple):
     device: str
 
 
+class Evaluator(NamedTuple):
+    """What evaluation may ask of a model with fixed weights. `losses(inputs, targets, changes=None, first=0)` -> float32
+    (B, T - first) nats; `rows(inputs, changes=None, first=0)` -> log-probabilities float32 (B, T - first, V); `gradients(changes,
+    inputs, targets, shares)` -> {name: gradient of the sum of shares * losses} in numpy, None without test-time training; `weights`:
+    {name: array of the backend}, never written to; `total(array)`: sum of a numpy array over ranks. `changes` are test-time copies
+    (trit/eval/ttt.py); tokens are int arrays; `first` leaves out the positions before it."""
+
+    losses: object
+    rows: object
+    gradients: object
+    weights: dict
+    total: object
+    rank: int
+    world: int
+
+
 class Backend(NamedTuple):
     """What the training loop may ask of a backend. `step(inputs, targets, factor, rounded, averaging)` -> (loss, gradient norm);
     `slowest(seconds)` -> the largest over ranks; `export()` -> {name: array}; `state()` and `restore(state)` hold everything."""

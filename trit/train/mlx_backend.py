@@ -3,7 +3,9 @@
 import mlx.core as mx
 import numpy as np
 
-from trit.train.backend import Backend, Process
+from trit.eval.temperature import scored_logits
+from trit.eval.ttt import adapted
+from trit.train.backend import Backend, Evaluator, Process
 from trit.train.loss import training_loss
 from trit.train.optimizer import optimizer_state, optimizer_step
 
@@ -29,14 +31,29 @@ def mlx_weights(ops, cfg, arrays):
 
 
 def evaluator(ops, arch, cfg, arrays, process):
-    """Function (inputs, targets), int arrays (B, T) -> float32 losses (B, T) in nats, of a model whose weights are `arrays` as they are."""
+    """`Evaluator` of a model whose weights are `arrays` (numpy) as they are."""
     weights = mlx_weights(ops, cfg, arrays)
+    gradients = None
 
-    def token_losses(inputs, targets):
-        logits = arch.forward(ops, weights, cfg, mx.array(np.array(inputs)))[0]
-        return ops.to_numpy(ops.cross_entropy(logits, mx.array(np.array(targets))))
+    def logits_of(inputs, changes):
+        used = adapted(ops, cfg, weights, changes) if cfg.eval.ttt_scope != "none" and changes else weights
+        return scored_logits(ops, arch, cfg, used, mx.array(np.array(inputs)))
 
-    return token_losses
+    def losses(inputs, targets, changes=None, first=0):
+        return ops.to_numpy(ops.cross_entropy(logits_of(inputs, changes)[:, first:], mx.array(np.array(targets[:, first:]))))
+
+    def rows(inputs, changes=None, first=0):
+        return ops.to_numpy(ops.log_softmax(logits_of(inputs, changes)[:, first:]))
+
+    if cfg.eval.ttt_scope != "none":
+
+        def gradients(changes, inputs, targets, shares):
+            def loss(leaves):
+                return (ops.cross_entropy(logits_of(inputs, leaves), mx.array(np.array(targets))) * mx.array(np.array(shares))).sum()
+
+            return {name: ops.to_numpy(array) for name, array in mx.grad(loss)(changes).items()}
+
+    return Evaluator(losses, rows, gradients, weights, lambda array: total_over_ranks(array, process), process.rank, process.world)
 
 
 def observe(ops, arch, cfg, arrays, inputs, process):

@@ -6,7 +6,9 @@ import numpy as np
 import torch
 import torch.distributed as distributed
 
-from trit.train.backend import Backend, Process
+from trit.eval.temperature import scored_logits
+from trit.eval.ttt import adapted
+from trit.train.backend import Backend, Evaluator, Process
 from trit.train.loss import training_loss
 from trit.train.optimizer import optimizer_state, optimizer_step
 
@@ -39,17 +41,33 @@ def total_over_ranks(array, process):
 
 
 def evaluator(ops, arch, cfg, arrays, process):
-    """Function (inputs, targets), int arrays (B, T) -> float32 losses (B, T) in nats, of a model whose weights are `arrays` as they are."""
+    """`Evaluator` of a model whose weights are `arrays` (numpy) as they are, on this process's device."""
     weights = {name: to_device(array, process) for name, array in arrays.items()}
     if cfg.train.compute_dtype != "float32":
         weights = {name: ops.cast(weight, cfg.train.compute_dtype) for name, weight in weights.items()}
+    gradients = None
 
-    @torch.inference_mode()
-    def token_losses(inputs, targets):
-        tokens, wanted = (to_device(x, process) for x in (inputs, targets))
-        return ops.to_numpy(ops.cross_entropy(arch.forward(ops, weights, cfg, tokens)[0], wanted))
+    def logits_of(inputs, changes):
+        used = adapted(ops, cfg, weights, changes) if cfg.eval.ttt_scope != "none" and changes else weights
+        return scored_logits(ops, arch, cfg, used, to_device(inputs, process))
 
-    return token_losses
+    @torch.no_grad()
+    def losses(inputs, targets, changes=None, first=0):
+        return ops.to_numpy(ops.cross_entropy(logits_of(inputs, changes)[:, first:], to_device(targets[:, first:], process)))
+
+    @torch.no_grad()
+    def rows(inputs, changes=None, first=0):
+        return ops.to_numpy(ops.log_softmax(logits_of(inputs, changes)[:, first:]))
+
+    if cfg.eval.ttt_scope != "none":
+
+        def gradients(changes, inputs, targets, shares):
+            leaves = {name: array.detach().requires_grad_() for name, array in changes.items()}
+            losses = ops.cross_entropy(logits_of(inputs, leaves), to_device(targets, process))
+            found = torch.autograd.grad((losses * to_device(shares, process)).sum(), list(leaves.values()))
+            return {name: ops.to_numpy(array) for name, array in zip(leaves, found)}
+
+    return Evaluator(losses, rows, gradients, weights, lambda array: total_over_ranks(array, process), process.rank, process.world)
 
 
 @torch.no_grad()

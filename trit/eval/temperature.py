@@ -1,0 +1,35 @@
+"""Temperature of the model's distribution, fitted on held-out training text and stored in the artifact like any other scale."""
+
+import numpy as np
+
+from trit.params import scalar_spec
+
+
+def artifact_specs(arch, cfg):
+    """Table of all tensors of the artifact: the architecture's, and the sharpness (1 / temperature) where it is fitted."""
+    return arch.param_specs(cfg) + ([scalar_spec("sharpness", (1,), 1.0)] if cfg.eval.fit_temperature else [])
+
+
+def scored_logits(ops, arch, cfg, p, tokens):
+    """Logits (B, T, V) float32 that are scored: the model's, times the stored sharpness where there is one."""
+    logits = arch.forward(ops, p, cfg, tokens)[0]
+    return logits * ops.cast(p["sharpness"], "float32") if cfg.eval.fit_temperature else logits
+
+
+def fit_sharpness(rows, tokens, length):
+    """Sharpness in 0.8 .. 1.2 under which the later halves of the windows of `length` tokens lose least, as (float, loss before, loss
+    after) in nats a token. `rows(inputs)` gives log-probabilities (1, T, V) at sharpness 1; `tokens` (n,) was never trained on."""
+    grid = [0.8 + 0.02 * i for i in range(21)]
+    sums, count = np.zeros(len(grid)), 0
+    for start in range(0, len(tokens) - length, length):
+        late = rows(tokens[None, start : start + length])[0, length // 2 :]
+        targets = tokens[start + length // 2 + 1 : start + length + 1]
+        right = late[np.arange(len(targets)), targets].astype(np.float64)
+        for i, sharpness in enumerate(grid):
+            sums[i] += (np.log(np.exp(sharpness * late).sum(-1)) - sharpness * right).sum()
+        count += len(targets)
+    best = min(max(int(sums.argmin()), 1), len(sums) - 2)
+    left, middle, right = sums[best - 1 : best + 2]
+    shift = 0.5 * (left - right) / max(left - 2.0 * middle + right, 1e-12)  # vertex of the parabola through three points
+    sharpness = grid[best] + 0.02 * min(max(shift, -1.0), 1.0)
+    return sharpness, sums[10] / count, sums[best] / count

@@ -1,0 +1,144 @@
+"""What a submission ships, as byte strings to search. Tools only. Input: artifact and specs, or a counted file; output: {name: bytes}.
+
+Nothing here runs the counted file: its literals come from the parsed source, and known compressors and text codes are tried on them.
+"""
+
+import ast
+import base64
+import binascii
+import bz2
+import lzma
+import zlib
+
+import brotli
+import numpy as np
+
+from trit.bundle.wrap import expand
+from trit.compress.pack import expand_stream, read_streams, real_entries, stream_table, unpack, write_digits
+
+LITERAL_BYTES = 48
+NUMBERS = 24
+DECODED_BYTES = 1 << 26
+DEPTH = 3
+LZMA_FILTERS = [{"id": lzma.FILTER_LZMA2, "dict_size": DECODED_BYTES}]
+
+
+def add_view(views, name, data):
+    """Add bytes under a name unless they are there already; returns whether they were added."""
+    new = len(data) > 0 and data not in views.values()
+    if new:
+        views[name] = data
+    return new
+
+
+def artifact_views(data, specs):
+    """Views of an artifact of the table `specs`: the file, each stream decompressed and as digits, each tensor's codes and scales.
+
+    Codes are int8 without padding in row order, values and scales float16 little-endian. PackError where the file is not of these specs.
+    """
+    data, views = bytes(data), {}
+    add_view(views, "artifact", data)
+    for number, ((base, count), (method, start, size)) in enumerate(zip(stream_table(specs), read_streams(specs, data), strict=True)):
+        digits = expand_stream(method, data[start : start + size], base, count)
+        add_view(views, f"stream {number}", write_digits(digits, base, method >> 4 & 7))
+        add_view(views, f"stream {number}, digits", digits.tobytes())
+    tensors = unpack(specs, data)
+    for spec in specs:
+        codes, scales = tensors[spec.name].codes, tensors[spec.name].scales
+        if scales is None:
+            add_view(views, spec.name, codes.astype("<f2").tobytes())
+        else:
+            add_view(views, f"{spec.name}, codes", codes[real_entries(spec)].tobytes())
+            add_view(views, f"{spec.name}, scales", scales.astype("<f2").tobytes())
+    return views
+
+
+def code_views(source):
+    """Views of a counted file (bytes): the file, the source inside its wrapper, its literals, and what these decode to."""
+    views, source = {}, bytes(source)
+    add_view(views, "counted file", source)
+    try:
+        expanded = expand(source).encode()
+        add_view(views, "expanded source", expanded)
+        add_literals(views, "expanded source", expanded, DEPTH)
+    except (ValueError, LookupError, AttributeError, TypeError, zlib.error, lzma.LZMAError, brotli.error):
+        pass  # not wrapped by trit: what it hides is found through its literals
+    add_literals(views, "counted file", source, DEPTH)
+    return views
+
+
+def add_literals(views, name, source, depth):
+    """Add the long literals of Python source (bytes) and all its short ones joined; nothing where it is not Python."""
+    try:
+        nodes = list(ast.walk(ast.parse(source)))
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return
+    short = []
+    for node in nodes:
+        found = literal_bytes(node)
+        short += found if isinstance(node, ast.Constant) else []
+        for data in found:
+            if len(data) >= LITERAL_BYTES:
+                add_decoded(views, f"{name}, literal in line {node.lineno}", data, depth)
+    add_view(views, f"{name}, all literals", b"".join(short))
+
+
+def literal_bytes(node):
+    """[bytes] that a node of a syntax tree writes out: text, bytes, a large number, or a row of numbers below 65536 (uint16)."""
+    if isinstance(node, ast.Constant):
+        value = node.value
+        if isinstance(value, bytes):
+            return [value]
+        if isinstance(value, str):
+            return [value.encode("latin-1")] if value and max(value) < "\u0100" else [value.encode("utf-8", "surrogatepass")]
+        if isinstance(value, int) and value.bit_length() >= 8 * LITERAL_BYTES:
+            return [value.to_bytes((value.bit_length() + 7) // 8, order) for order in ("big", "little")]
+    if isinstance(node, ast.List | ast.Tuple | ast.Set) and len(node.elts) >= NUMBERS:
+        values = [element.value for element in node.elts if isinstance(element, ast.Constant) and type(element.value) is int]
+        if len(values) >= NUMBERS and min(values) >= 0 and max(values) < 65536:
+            numbers = np.array(values, np.uint16)
+            return [numbers.astype("<u2").tobytes(), numbers.astype(np.uint8).tobytes()]
+    return []
+
+
+def add_decoded(views, name, data, depth):
+    """Add bytes, and if they are new, what every decoder makes of them and the literals of what turns out to be Python."""
+    if not add_view(views, name, data) or not depth:
+        return
+    for label, decode in DECODERS.items():
+        try:
+            decoded = decode(data)
+        except (ValueError, EOFError, OSError, MemoryError, zlib.error, lzma.LZMAError, brotli.error):
+            continue
+        if decoded and len(decoded) >= LITERAL_BYTES:
+            inner = f"{name}, {label}"
+            add_decoded(views, inner, decoded, depth - 1)
+            add_literals(views, inner, decoded, depth - 1)
+
+
+def inflate(data, bits):
+    """Bytes of a deflate stream; bombs stop at DECODED_BYTES."""
+    return zlib.decompressobj(bits).decompress(data, DECODED_BYTES)
+
+
+def brotli_decompress(data):
+    """Bytes of a complete brotli stream; ValueError on any other, since nearly all bytes begin like one."""
+    decoder = brotli.Decompressor()
+    decoded = decoder.process(data, output_buffer_limit=DECODED_BYTES)
+    if not decoder.is_finished() and len(decoded) < DECODED_BYTES:
+        raise ValueError("not a complete brotli stream")
+    return decoded
+
+
+DECODERS = {
+    "zlib": lambda data: inflate(data, 47),
+    "deflate": lambda data: inflate(data, -15),
+    "lzma": lambda data: lzma.LZMADecompressor(memlimit=4 * DECODED_BYTES).decompress(data, DECODED_BYTES),
+    "raw lzma2": lambda data: lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=LZMA_FILTERS).decompress(data, DECODED_BYTES),
+    "bz2": lambda data: bz2.BZ2Decompressor().decompress(data, DECODED_BYTES),
+    "brotli": brotli_decompress,
+    "base64": lambda data: base64.b64decode(data, validate=True),
+    "base85": base64.b85decode,
+    "ascii85": base64.a85decode,
+    "hexadecimal": binascii.unhexlify,
+}
