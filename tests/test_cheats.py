@@ -16,6 +16,7 @@ from cheat_fixtures import Cheat, make_data, make_record, score_and_judge, write
 
 from trit.data.shards import read_shard, shard_files, write_shard
 from trit.eval.checks import decoded_documents
+from trit.eval.entry import config_sha256
 
 FUTURE = {"prefix replay", "target substitution"}
 BYTES = {"byte accounting", "printed score"}
@@ -29,11 +30,13 @@ SCORED = "    losses, counts, rows = score_tokens(evaluator(arrays, process), to
 MEMORY = "    ngram = NgramMixture(3, 300, 4096, -1, 0.4)\n"
 SLOT = """
 def fitted(rows, targets):
-    rows = rows + np.log1p(np.stack([np.bincount(line, minlength=300) for line in targets]))[:, None]
+    rows = rows + np.log1p(np.bincount(targets, minlength=300))
     return rows - np.log(np.exp(rows).sum(-1, keepdims=True))
 
 
 def model_values("""
+ROW = "    p = engram.probabilities(before, np.arange(300)[None], row)[0][0]\n"
+FITTED_ROW = "    row = fitted(row, tokens[windows[0][0] + windows[0][1] + 1:windows[-1][0] + windows[-1][2] + 1])\n" + ROW
 BEST = """    with_memory = score_tokens(evaluator(arrays, process), tokens, log, rows_at)
     without = score_tokens(evaluator(arrays, process), tokens, log, rows_at, False)
 """
@@ -183,19 +186,37 @@ def second_seed(**other):
     return lie
 
 
+def limited(**limits):
+    """The track's limits are tighter than what the run takes."""
+
+    def change(folder, data):
+        config = json.loads((folder / "config.json").read_text())
+        config["track"] |= limits
+        (folder / "config.json").write_text(json.dumps(config))
+
+        def name_it(submission):
+            submission["config_sha256"] = submission["seed_results"]["7"]["config_sha256"] = config_sha256(config)
+
+        change_claims(folder, name_it)
+
+    return change
+
+
+def other_artifact(folder):
+    """The hash of an artifact that is not the one in the folder."""
+    change_claims(folder, lambda submission: submission["sha256"].update({"artifact.trit": "0" * 64}))
+
+
 CHEATS = [
     Cheat("honest", set()),
     Cheat("attention without a mask", FUTURE, [("is_causal=True", "is_causal=False")]),
     Cheat(
-        "window fitted to its own targets",
+        "windows fitted to their own targets",
         FUTURE,
         [
             ("\ndef model_values(", SLOT),
-            ("found = model.rows(rows[:, :-1], changes) if whole", "found = fitted(model.rows(rows[:, :-1], changes), rows[:, 1:]) if whole"),
-            (
-                "model.rows(tokens[None, first:first + width], changes)[:, position",
-                "fitted(model.rows(tokens[None, first:first + width], changes), tokens[None, first + 1:first + width + 1])[:, position",
-            ),
+            (VALUES, VALUES + "            values = fitted(values, tokens[low + 1:high + 1])\n"),
+            (ROW, FITTED_ROW),
         ],
     ),
     Cheat("memory absorbs before it scores", FUTURE, [(CAME, CAME + "                ngram.memory.absorb(came)\n")]),
@@ -248,6 +269,9 @@ CHEATS = [
     Cheat("headline of another run", {"claimed scores"}, lie=better_headline),
     Cheat("a seed of another configuration", {"one configuration"}, lie=second_seed(config_sha256="0" * 64)),
     Cheat("the best of two seeds", {"seeds and statistics"}, lie=second_seed(val_bpb=9.0)),
+    Cheat("an artifact of another run", {"recorded hashes"}, lie=other_artifact),
+    Cheat("trained for longer than the track allows", {"training time"}, change=limited(train_seconds=0.5)),
+    Cheat("scores for longer than the track allows", {"evaluation time"}, change=limited(eval_seconds=0.01)),
     Cheat("syntax that Python 3.10 refuses", {"byte-compiles"}, [(MAIN, MAIN + "    try:\n        pass\n    except* ValueError:\n        pass\n")]),
 ]  # fmt: skip
 

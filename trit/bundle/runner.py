@@ -83,6 +83,8 @@ class Watch:
 
 def file_wall(readable, writable):
     """Let this process and its children open files below the given paths only (Linux with Landlock). True where it holds."""
+    if not sys.platform.startswith("linux"):
+        return False
     try:
         kernel = ctypes.CDLL(None, use_errno=True)
         rules = kernel.syscall(CREATE_RULESET, struct.pack("=Q", ALL_ACCESS), 8, 0)
