@@ -21,13 +21,13 @@ from trit.config_load import load
 from trit.data.prepare import prepare
 from trit.data.tokenizer import find_spec
 from trit.eval.certify import judge, plan_runs
-from trit.eval.claims import final_line
-from trit.eval.entry import given_files, read_entry
 from trit.eval.score import Score
 from trit.eval.temperature import artifact_specs
 from trit.models import load_arch
 from trit.ops import torch_ops
 from trit.params import init_params
+from trit.proof.claims import final_line
+from trit.proof.entry import given_files, read_entry
 from trit.report import record
 from trit.submission import make_artifact
 from trit.train.backend import Process

@@ -11,10 +11,11 @@ from cheat_fixtures import Cheat, make_data, make_record, score_and_judge, write
 from trit.bundle.alone import Event, JobResult, Session
 from trit.data.byte_count import byte_table
 from trit.data.tokenizer import open_tokenizer
-from trit.eval import certify, checks, claims, rebuild
-from trit.eval.entry import config_sha256, read_entry, track_limits
-from trit.eval.replay import cut_points, plan_replay, replay_length
-from trit.eval.touched import touched_checks
+from trit.eval import certify
+from trit.proof import checks, claims, rebuild
+from trit.proof.entry import config_sha256, read_entry, track_limits
+from trit.proof.replay import cut_points, plan_replay, replay_length
+from trit.proof.touched import touched_checks
 from trit.report.record import package_sha256
 
 EVALUATION = {"eval_seq_len": 16, "eval_stride": 8, "eval_batch_seqs": 3, "eval_chunk_tokens": 40, "memory_chunk_tokens": 10}

@@ -15,8 +15,8 @@ import pytest
 from cheat_fixtures import Cheat, make_data, make_record, score_and_judge, write_text
 
 from trit.data.shards import read_shard, shard_files, write_shard
-from trit.eval.checks import decoded_documents
-from trit.eval.entry import config_sha256
+from trit.proof.checks import decoded_documents
+from trit.proof.entry import config_sha256
 
 FUTURE = {"prefix replay", "target substitution"}
 BYTES = {"byte accounting", "printed score"}

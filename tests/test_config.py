@@ -94,7 +94,9 @@ def test_every_field_has_help_and_a_reader():
         for field in dataclasses.fields(cls):
             assert field.metadata["help"]
             wanted = rf"\brun\.{field.name}\b" if section == "run" else rf"\b(cfg|config)\.{section}\.{field.name}\b"
-            judged = section == "track" and re.search(rf'limits(\(.*\))?\["{field.name}"\]', source)  # the certificate reads a record's limits by name
+            judged = section == "track" and re.search(
+                rf'limits(\(.*\))?\["{field.name}"\]', source
+            )  # the certificate reads a record's limits by name
             assert judged or re.search(wanted, source), f"{section}.{field.name} has no reader"
     for name in arch_names():
         text = Path(load_arch(name).__file__).read_text()

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from trit.data.shards import write_shard
-from trit.eval import contamination
-from trit.eval.contamination import DocumentHasher, SharedDocument, TokenStream, shared_documents
+from trit.proof import contamination
+from trit.proof.contamination import DocumentHasher, SharedDocument, TokenStream, shared_documents
 
 
 def write_documents(folder, split, documents, shard_tokens, head=()):

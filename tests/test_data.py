@@ -15,7 +15,7 @@ from trit.data.manifest import read_manifest, resolve_tokenizer
 from trit.data.prepare import main, prepare
 from trit.data.shards import read_shard, shard_files, write_shard
 from trit.data.tokenizer import find_spec
-from trit.eval.contamination import shared_documents
+from trit.proof.contamination import shared_documents
 
 # Shards
 

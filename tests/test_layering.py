@@ -37,6 +37,15 @@ def test_models_do_not_import_each_other_and_layers_know_no_model():
         assert not [name for name in imports(path) if name.startswith(("trit.models", "trit.train", "trit.compress"))], path
 
 
+def test_what_scores_does_not_know_what_judges():
+    """The certificate would prove little about a program that could ask it."""
+    judges = {"build.py", "eval/certify.py", "report/record.py"}
+    for path in (ROOT / "trit").rglob("*.py"):
+        place = path.relative_to(ROOT / "trit").as_posix()
+        if place not in judges and not place.startswith("proof/"):
+            assert not [name for name in imports(path) if name.startswith(("trit.proof", "trit.eval.certify"))], path
+
+
 def test_files_stay_short():
     long = {str(p.relative_to(ROOT)): n for p in SOURCES if (n := len(p.read_text().splitlines())) > 400}
     assert not long, f"over 400 lines, split the stage: {long}"

@@ -13,10 +13,10 @@ from pack_fixtures import random_specs, random_tensors
 from trit.bundle.wrap import wrap
 from trit.compress.pack import pack
 from trit.compress.quantize import QuantTensor
-from trit.eval import paid_prefix
-from trit.eval.paid_prefix import Windows, symbol_values, text_runs
-from trit.eval.views import artifact_views, code_views
 from trit.params import ParamSpec
+from trit.proof import paid_prefix
+from trit.proof.paid_prefix import Windows, symbol_values, text_runs
+from trit.proof.views import artifact_views, code_views
 
 ROOT = Path(__file__).resolve().parents[1]
 VOCAB = 1024

@@ -26,13 +26,13 @@ from trit.data.loader import validation_tokens
 from trit.data.manifest import MANIFEST_NAME, resolve_tokenizer
 from trit.data.tokenizer import open_tokenizer
 from trit.eval.certify import certify
-from trit.eval.checks import check, decoded_documents, same_losses
-from trit.eval.entry import read_entry
 from trit.eval.score import Score
 from trit.eval.temperature import artifact_specs
 from trit.models import load_arch
 from trit.ops import torch_ops
 from trit.params import parameter_count
+from trit.proof.checks import check, decoded_documents, same_losses
+from trit.proof.entry import read_entry
 from trit.report import record
 from trit.submission import find_calibration, load_artifact, make_artifact, score_arrays
 from trit.train.checkpoint import load_checkpoint, trained_arrays
@@ -139,7 +139,9 @@ def built_config(trained, overrides):
     config = with_overrides(trained, overrides)
     for section in dataclasses.fields(config):
         if section.name not in ("eval", "compress") and getattr(config, section.name) != getattr(trained, section.name):
-            raise ValueError(f"{section.name}.* was fixed by training; a build may change eval.* and compress.* only, train again for others")
+            raise ValueError(
+                f"{section.name}.* was fixed by training; a build may change eval.* and compress.* only, train again for others"
+            )
     return config
 
 

@@ -55,7 +55,7 @@ class Firewall:
             artifact = ...
             digest = firewall.release(artifact)
             ...
-            certify.check("validation text unread before the artifact", *firewall.summary())
+            check("validation text unread before the artifact", *firewall.summary())
 
     Leaving the `with` block takes the firewall away, released or not. The files in `paths` are also recognised under other names
     (hard links, a download cache's blobs).

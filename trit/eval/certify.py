@@ -21,17 +21,17 @@ from trit.bundle.wrap import expand
 from trit.config_load import from_dict
 from trit.data.byte_count import byte_table
 from trit.data.tokenizer import open_tokenizer
-from trit.eval import checks, claims
-from trit.eval.checks import check, unknown
-from trit.eval.contamination import shared_documents
-from trit.eval.entry import given_files, read_entry, track_limits
-from trit.eval.paid_prefix import text_runs
-from trit.eval.rebuild import same_build
-from trit.eval.replay import Replay, Scores, plan_replay, replay_checks, replay_length
 from trit.eval.temperature import artifact_specs
-from trit.eval.touched import touched_checks
-from trit.eval.views import artifact_views, code_views
 from trit.models import load_arch
+from trit.proof import checks, claims
+from trit.proof.checks import check, unknown
+from trit.proof.contamination import shared_documents
+from trit.proof.entry import given_files, read_entry, track_limits
+from trit.proof.paid_prefix import text_runs
+from trit.proof.rebuild import same_build
+from trit.proof.replay import Replay, Scores, plan_replay, replay_checks, replay_length
+from trit.proof.touched import touched_checks
+from trit.proof.views import artifact_views, code_views
 from trit.report.record import certificate_json, hardware, verdict_counts, verdict_line
 from trit.train.backend import Process
 
@@ -209,7 +209,7 @@ def judge(entry, plan, session):
 
 
 def certify(entry, quick=False, tokens=0, say=print, complete=None):
-    """`Certificate` of an `Entry` (trit.eval.entry.read_entry). `say` gets progress lines.
+    """`Certificate` of an `Entry` (trit.proof.entry.read_entry). `say` gets progress lines.
 
     A build writes the record's last claims from the full run: `complete` maps (JobResult, losses or None) of it to the `Entry` to judge.
     """

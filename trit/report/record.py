@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 from trit.config_load import save, to_dict
-from trit.eval.entry import config_sha256
+from trit.proof.entry import config_sha256
 
 
 def new_folder(root, track, name, date=None):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trit.eval.checks import check, normalised, prefix_kept, same_losses, target_free, unknown
+from trit.proof.checks import check, normalised, prefix_kept, same_losses, target_free, unknown
 
 EXTRA_ROWS = 8
 

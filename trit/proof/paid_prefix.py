@@ -1,4 +1,4 @@
-"""Finds validation text inside what a submission ships (a "paid prefix"). Tools only. Input: views (trit.eval.views), tokens and text.
+"""Finds validation text inside what a submission ships (a "paid prefix"). Tools only. Input: views (trit.proof.views), tokens and text.
 
 Every encoding below turns a view into symbols at every place where one could begin. Windows of half the shortest run that counts are
 taken from the validation split, spaced so that each such run contains a whole one; a rolling hash looks for them at every place of a

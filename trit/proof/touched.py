@@ -7,7 +7,7 @@ folder holds nothing but what it is given, so that a file it asks for beside tho
 import os
 import re
 
-from trit.eval.checks import check
+from trit.proof.checks import check
 
 # Kernel tables that PyTorch, OpenMP and the C library read (maps, cpuinfo, meminfo, cgroup limits), and devices.
 KERNEL_FILES = re.compile(r"/proc/(self|\d+)/(maps|status|stat|statm|cgroup|mountinfo|cmdline|task/\d+/\w+)$|/proc/\w+$|/sys/")

@@ -3,7 +3,7 @@
 from trit.bundle.bundle import bundle
 from trit.bundle.modules import DialectError
 from trit.config_load import from_dict
-from trit.eval.checks import check, unknown
+from trit.proof.checks import check, unknown
 from trit.report.record import package_sha256
 
 

@@ -11,8 +11,8 @@ import statistics
 from pathlib import Path
 
 from trit.data.manifest import file_sha256, read_manifest, tokenizer_sha256
-from trit.eval.checks import check, unknown
-from trit.eval.entry import config_sha256
+from trit.proof.checks import check, unknown
+from trit.proof.entry import config_sha256
 
 FINAL_LINE = re.compile(r"^final_\w*roundtrip_exact (.*)$", re.MULTILINE)
 LOG_SIZES = (
