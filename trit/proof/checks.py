@@ -183,6 +183,6 @@ def within_budget(code_bytes, model_bytes, cap):
     return check("size", total <= cap, f"{code_bytes} code + {model_bytes} artifact = {total} of {cap} bytes, {cap - total} to spare")
 
 
-def within_time(name, seconds, limit):
-    """A phase stayed inside the track's limit (0 is no limit)."""
-    return check(name, not limit or seconds <= limit, f"{seconds:.1f}s of {limit:.0f}s" if limit else f"{seconds:.1f}s, no limit")
+def within_time(name, seconds, limit, note=""):
+    """A phase stayed inside the track's limit (0 is no limit). `note` is added to the evidence."""
+    return check(name, not limit or seconds <= limit, (f"{seconds:.1f}s of {limit:.0f}s" if limit else f"{seconds:.1f}s, no limit") + note)

@@ -27,6 +27,7 @@ README_SIZES = (
 )
 README_SCORE = re.compile(r"^# .*?: ([\d.]+) bits per byte", re.MULTILINE)
 TRAIN_TIME = re.compile(r"^(?:step:|stopping_early:).*?train_time:(\d+)ms", re.MULTILINE)
+WARM_UP = re.compile(r"warmup_time:(\d+)ms")
 REQUIRED_FILES = ("README.md", "submission.json", "config.json", "train_gpt.py", "artifact.trit", "requirements.txt")
 REQUIRED_FIELDS = (
     "author",
@@ -177,6 +178,12 @@ def training_seconds(entry):
     logged = [int(time) / 1000 for time in TRAIN_TIME.findall(entry.log)]
     known = [seconds for seconds in (own, *others, *logged) if seconds is not None]
     return max(known) + entry.submission.get("calibration_seconds", 0.0) if known else None
+
+
+def warm_up(entry):
+    """What the log says of seconds spent before the training clock started, in words."""
+    spent = [int(time) / 1000 for time in WARM_UP.findall(entry.log)]
+    return f"; compiling and warm-up before the clock, with states restored and not counted: {max(spent):.1f}s" if spent else ""
 
 
 def validation_split(entry, texts):
