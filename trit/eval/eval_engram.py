@@ -53,13 +53,12 @@ class EvalEngram:
         others = counts.sum(-1, keepdims=True) - counts
         kinds = np.minimum(magnitude(counts), 5) * 6 + np.minimum(magnitude(others), 5) + 36 * np.arange(self.orders)[:, None]
         tokens, kinds = tokens.reshape(len(tokens), -1), kinds.reshape(len(tokens), -1)
-        rows = rows.astype(np.float64)
-        unsure = -(np.exp(rows) * rows).sum(-1, keepdims=True) > self.entropy
+        unsure = -np.einsum("mv,mv->m", np.exp(rows), rows)[:, None] > self.entropy
         given = np.where((tokens >= 0) & unsure, self.weights[kinds], 0.0)
         same = (tokens[:, :, None] == tokens[:, None]) & (tokens >= 0)[:, :, None]
         first = (same.argmax(-1) == np.arange(tokens.shape[1])) & (tokens >= 0)  # a token may follow several contexts: once in Z
         tilts = (same * given[:, None]).sum(-1)
-        p = np.exp(np.take_along_axis(rows, np.maximum(tokens, 0), 1))
+        p = np.exp(np.take_along_axis(rows, np.maximum(tokens, 0), 1).astype(np.float64))
         total = 1.0 + (p * np.expm1(tilts) * first).sum(-1, keepdims=True)
         asked = ((queries[:, :, None] == tokens[:, None]) * (first * tilts)[:, None]).sum(-1)
         mixed = np.exp(np.take_along_axis(rows, queries, 1) + asked) / total

@@ -18,6 +18,8 @@ TTT_SCOPES = {
     "lora": ("matrix",),
 }
 
+TTT_ROWS = 4  # windows in one gradient: fixed, so that sums round the same for any batch size and number of ranks
+
 
 def scope_specs(specs, scope):
     """The specs that `scope` adapts, in the table's order: an exact list of tensors. ValueError where there is none."""
@@ -56,14 +58,11 @@ def adapted(ops, cfg, weights, changes):
 
 
 def training_windows(tokens, low, high, length):
-    """[(inputs (1, T), targets (1, T), share of positions to learn from (1, T) 0 or 1)] that cover the positions low .. high - 1, each
-    once, by windows that end at `high` and before; only tokens up to and including target high - 1 are read."""
-    windows = []
-    for end in range(high, low, -length):
-        start = max(end - length, 0)
-        positions = np.arange(start, end)
-        windows.append((tokens[None, start:end], tokens[None, start + 1 : end + 1], np.float32(positions >= low)[None]))
-    return windows[::-1]
+    """(inputs (W, T), targets (W, T), shares (W, T) 0 or 1) that cover the positions low .. high - 1, each with share 1 once, by windows
+    that end at `high` and before; only tokens up to and including target high - 1 are read."""
+    ends = np.arange(high, low, -length)[::-1, None]
+    positions = np.maximum(ends - length, 0) + np.arange(min(length, high))
+    return tokens[positions], tokens[positions + 1], ((positions >= np.maximum(low, ends - length)) & (positions < ends)).astype(np.float32)
 
 
 def sgd_step(ops, cfg, velocity, changes, gradients, rate):
@@ -78,19 +77,17 @@ def sgd_step(ops, cfg, velocity, changes, gradients, rate):
 
 def learn_chunk(ops, cfg, model, velocity, changes, tokens, low, high, done):
     """Changes after eval.ttt_epochs passes over the scored positions low .. high - 1. `done`: share of the text scored so far; the
-    rate falls with it along a cosine. Ranks share the windows; the sum over windows has one order, whatever their number."""
-    windows = training_windows(tokens, low, high, cfg.eval.eval_seq_len)
+    rate falls with it along a cosine. Ranks share the windows; the sum over them has one order, whatever the number of ranks."""
+    inputs, targets, shares = training_windows(tokens, low, high, cfg.eval.eval_seq_len)
+    parts = range(0, len(inputs), TTT_ROWS)
     rate = cfg.eval.ttt_lr * 0.5 * (1.0 + math.cos(math.pi * done))
     for _ in range(cfg.eval.ttt_epochs):
-        sums = None
-        for number, window in enumerate(windows):
+        sums = {name: np.zeros((len(parts), *array.shape), np.float32) for name, array in changes.items()}
+        for number, at in enumerate(parts):
             if number % model.world == model.rank:
-                gradients = model.gradients(changes, *window)
-                sums = sums or {name: np.zeros((len(windows), *array.shape), np.float32) for name, array in gradients.items()}
-                for name, array in gradients.items():
+                rows = slice(at, at + TTT_ROWS)
+                for name, array in model.gradients(changes, inputs[rows], targets[rows], shares[rows]).items():
                     sums[name][number] = array
-        if sums is None:
-            sums = {name: np.zeros((len(windows), *array.shape), np.float32) for name, array in changes.items()}
         means = {name: model.total(array).sum(0) / (high - low) for name, array in sums.items()}
         gradients = {name: ops.from_numpy(mean, changes[name]) for name, mean in means.items()}
         changes = sgd_step(ops, cfg, velocity, changes, gradients, rate)
