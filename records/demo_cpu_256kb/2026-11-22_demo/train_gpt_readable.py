@@ -1,0 +1,1674 @@
+import brotli, collections, concurrent.futures, glob, hashlib, json, lzma, math, numpy as np, os, sentencepiece, struct, time, torch, torch.distributed as distributed, torch.nn.functional as functional, warnings, zlib
+from contextlib import contextmanager
+from typing import NamedTuple
+
+
+def ops_from_numpy(array, like=None):
+    tensor = torch.from_numpy(np.array(array))
+    return tensor if like is None else tensor.to(like.device)
+
+
+def ops_to_numpy(x):
+    x = x.detach()
+    return (x.float() if x.dtype == torch.bfloat16 else x).cpu().numpy()
+
+
+def ops_cast(x, dtype):
+    return x.to(getattr(torch, dtype))
+
+
+def ops_zeros(shape, like):
+    return torch.zeros(shape, dtype=like.dtype, device=like.device)
+
+
+def ops_arange(count, like):
+    return torch.arange(count, dtype=torch.float32, device=like.device)
+
+
+def ops_reshape(x, shape):
+    return x.reshape(shape)
+
+
+def ops_permute(x, axes):
+    return x.permute(axes)
+
+
+def ops_swap_last(x):
+    return x.transpose(-1, -2)
+
+
+def ops_concat(parts, axis):
+    return torch.cat(parts, axis)
+
+
+def ops_stack(parts, axis):
+    return torch.stack(parts, axis)
+
+
+def ops_pad(x, widths):
+    return functional.pad(x, [count for pair in reversed(widths) for count in pair])
+
+
+def ops_take(table, indices):
+    return functional.embedding(indices, table)
+
+
+def ops_where(condition, a, b):
+    return torch.where(condition, a, b)
+
+
+def ops_sum(x, axis=None, keepdims=False):
+    return torch.sum(x) if axis is None else torch.sum(x, axis, keepdim=keepdims)
+
+
+def ops_mean(x, axis=None, keepdims=False):
+    return torch.mean(x) if axis is None else torch.mean(x, axis, keepdim=keepdims)
+
+
+def ops_max(x, axis=None, keepdims=False):
+    return torch.amax(x) if axis is None else torch.amax(x, axis, keepdim=keepdims)
+
+
+def ops_abs(x):
+    return torch.abs(x)
+
+
+def ops_sign(x):
+    return torch.sign(x)
+
+
+def ops_round(x):
+    return torch.round(x)
+
+
+def ops_clip(x, low, high):
+    return torch.clamp(x, low, high)
+
+
+def ops_maximum(x, low):
+    return torch.clamp_min(x, low)
+
+
+def ops_exp(x):
+    return torch.exp(x)
+
+
+def ops_log(x):
+    return torch.log(x)
+
+
+def ops_sqrt(x):
+    return torch.sqrt(x)
+
+
+def ops_rsqrt(x):
+    return torch.rsqrt(x)
+
+
+def ops_cos(x):
+    return torch.cos(x)
+
+
+def ops_sin(x):
+    return torch.sin(x)
+
+
+def ops_sigmoid(x):
+    return torch.sigmoid(x)
+
+
+def ops_leaky_relu(x, slope):
+    return functional.leaky_relu(x, slope)
+
+
+def ops_linear(x, weight):
+    return functional.linear(x, weight)
+
+
+def ops_rms_norm(x):
+    return functional.rms_norm(x, x.shape[-1:], eps=1e-06)
+
+
+def ops_attention(q, k, v):
+    return functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def ops_log_softmax(x):
+    return functional.log_softmax(x, -1)
+
+
+def ops_cross_entropy(logits, targets):
+    flat = functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1).long(), reduction='none')
+    return flat.reshape(targets.shape)
+
+
+def ops_stop_gradient(x):
+    return x.detach()
+
+
+def ops_straight_through(x, value):
+    return value.detach() + (x - x.detach())
+
+
+class ParamSpec(NamedTuple):
+    name: int
+    shape: int
+    init: int = 'normal'
+    value: int = 0.02
+    group: int = 'matrix'
+    scheme: int = 'fp16'
+    bits: int = 16
+    group_size: int = 0
+    clip: int = 2.5
+    lr_scale: int = 1.0
+    adapt: int = ''
+
+
+def matrix_spec(name, rows, columns, std):
+    group_size = min(128, columns)
+    return ParamSpec(name, (rows, columns), 'normal', std, 'matrix', 'ternary', 2, group_size, adapt='matrix')
+
+
+def scalar_spec(name, shape, value, adapt='scale'):
+    return ParamSpec(name, shape, 'constant', value, 'scalar', adapt=adapt)
+
+
+def init_params(specs, seed):
+    arrays = {}
+    for spec in specs:
+        if spec.init == 'normal':
+            generator = np.random.default_rng([seed, zlib.crc32(spec.name.encode())])
+            arrays[spec.name] = (generator.standard_normal(spec.shape, dtype=np.float32) * np.float32(spec.value)).astype(np.float32)
+        else:
+            arrays[spec.name] = np.full(spec.shape, spec.value, np.float32)
+    return arrays
+
+
+def parameter_count(specs):
+    return sum((int(np.prod(spec.shape)) for spec in specs))
+
+
+def project(p, name, x):
+    if 'taps' in p:
+        flat = ops_cast(ops_reshape(x, (-1, x.shape[-1])), 'float32')
+        p['taps'][name] = ops_mean(flat * flat, 0)
+    return ops_linear(x, p[name])
+
+
+def normed_projection_specs(name, rows, columns, std):
+    return [scalar_spec(name + '.gain', (columns,), 1.0), matrix_spec(name, rows, columns, std)]
+
+
+def normed_project(p, name, x):
+    return project(p, name, ops_rms_norm(x) * p[name + '.gain'])
+
+
+def attention_specs(name, first):
+    specs = [matrix_spec(name + '.qkv', 288, 96, 0.02), scalar_spec(name + '.q_gain', (3, 1, 1), 2.25)]
+    if not first:
+        specs.append(scalar_spec(name + '.value_mix', (1,), 4.0))
+    return specs + normed_projection_specs(name + '.out', 96, 96, 0.02)
+
+
+def rope_frequencies(like):
+    index = ops_arange(8, like)
+    frequencies = ops_exp(index * -0.125 * ops_log(ops_zeros((1,), index) + 5000.0))
+    return frequencies
+
+
+def rotary_tables(length, like):
+    positions = ops_reshape(ops_arange(length, like), (-1, 1))
+    angles = positions * rope_frequencies(positions)
+    return (ops_cast(ops_cos(angles), 'float32'), ops_cast(ops_sin(angles), 'float32'))
+
+
+def rotate(x, rotary):
+    cos, sin = rotary
+    a, b, rest = (x[..., :8], x[..., 8:16], x[..., 16:])
+    return ops_concat([a * cos - b * sin, b * cos + a * sin, rest], -1)
+
+
+def attention_layer(p, name, x, rotary, first_values, exclude_self):
+    batch, length = (x.shape[0], x.shape[1])
+    heads, kv_heads = (3, 3)
+    qkv = ops_reshape(project(p, name + '.qkv', x), (batch, length, heads + 2 * kv_heads, 32))
+    qkv = ops_permute(qkv, (0, 2, 1, 3))
+    q = rotate(ops_rms_norm(qkv[:, :heads]), rotary) * p[name + '.q_gain']
+    k = rotate(ops_rms_norm(qkv[:, heads:heads + kv_heads]), rotary)
+    v = qkv[:, heads + kv_heads:]
+    if first_values is not None:
+        keep = ops_sigmoid(p[name + '.value_mix'])
+        v = keep * v + (1.0 - keep) * first_values
+    y = ops_attention(q, k, v)
+    y = ops_reshape(ops_permute(y, (0, 2, 1, 3)), (batch, length, heads * 32))
+    return (normed_project(p, name + '.out', y), v)
+
+
+def embedding_specs():
+    specs = [ParamSpec('embed', (1024, 64), 'normal', 0.02, 'embed', 'int', 4, 64, 2.2), scalar_spec('vocab_bias', (1024,), 0.0)]
+    specs.append(matrix_spec('embed.up', 96, 64, 64 ** (-0.5)))
+    specs.append(matrix_spec('embed.down', 64, 96, 96 ** (-0.5)))
+    return specs
+
+
+def embed_tokens(p, tokens):
+    x = ops_take(p['embed'], tokens)
+    x = project(p, 'embed.up', x)
+    return ops_rms_norm(x)
+
+
+def token_logits(p, x):
+    x = ops_rms_norm(x)
+    x = project(p, 'embed.down', x)
+    z = ops_cast(project(p, 'embed', x), 'float32')
+    return z * ops_rsqrt(1.0 + z * z * (1.0 / 30.0 ** 2)) + p['vocab_bias']
+
+
+def engram_specs():
+    return [ParamSpec('engram.table', (27648, 32), 'normal', 0.02, 'engram', 'int', 2, 4096, 2.0), matrix_spec('engram.value', 96, 128, 128 ** (-0.5))._replace(adapt=''), matrix_spec('engram.key', 96, 128, 128 ** (-0.5))._replace(adapt=''), scalar_spec('engram.gate_scale', (1,), 0.378), scalar_spec('engram.gate_bias', (1,), 0.0)]
+
+
+def mix_bits(x):
+    x = x * -7046029254386353131
+    x = x ^ x >> 29 & 34359738367
+    x = x * -4658895280553007687
+    return x ^ x >> 32 & 4294967295
+
+
+def engram_rows(tokens):
+    length = tokens.shape[1]
+    ids = ops_cast(tokens, 'int64') + 1
+    key, rows, masks = (ids, [], [])
+    positions = ops_arange(length, tokens)
+    for order in range(2):
+        past = ops_pad(ids, ((0, 0), (order + 1, 0)))[:, :length]
+        key = mix_bits(key * 65599 + past + order)
+        for head in range(2):
+            table = order * 2 + head
+            bucket = (mix_bits(key + (head + 1) * 1000003) & 9223372036854775807) % 6912
+            rows.append(bucket + table * 6912)
+            masks.append(ops_cast(positions > order, 'float32'))
+    return (ops_stack(rows, -1), ops_stack(masks, -1))
+
+
+def engram_layer(p, x, tokens):
+    rows, masks = engram_rows(tokens)
+    found = ops_take(p['engram.table'], rows)
+    found = found * ops_reshape(ops_cast(masks, 'float32'), (*masks.shape, 1))
+    found = ops_rms_norm(ops_reshape(found, (found.shape[0], found.shape[1], -1)))
+    key = ops_rms_norm(project(p, 'engram.key', found))
+    cosine = ops_mean(ops_rms_norm(x) * key, -1, True)
+    scale = ops_clip(ops_log(1.0 + ops_exp(p['engram.gate_scale'])) + 0.1, 0.1, 4.0)
+    return ops_sigmoid(scale * cosine + p['engram.gate_bias']) * project(p, 'engram.value', found)
+
+
+def mlp_specs(name):
+    width, hidden = (96, 384)
+    return [matrix_spec(name + '.in', hidden, width, 0.955 * width ** (-0.5))] + normed_projection_specs(name + '.out', width, hidden, 0.02)
+
+
+def mlp_layer(p, name, x):
+    hidden = ops_leaky_relu(project(p, name + '.in', x), 0.5)
+    return normed_project(p, name + '.out', hidden * hidden)
+
+
+def arch_param_specs():
+    specs = embedding_specs()
+    specs += engram_specs()
+    for i in range(3):
+        name, decoder = (f'block{i}', i >= 2)
+        kind = 'decoder_scale' if decoder else 'scale'
+        specs += [scalar_spec(name + '.mix', (2, 96), 0.0, 'mix'), scalar_spec(name + '.attn_scale', (96,), 0.5, kind), scalar_spec(name + '.mlp_scale', (96,), 0.5, kind)]
+        if decoder:
+            specs.append(scalar_spec(name + '.skip', (96,), 1.0, 'skip'))
+        specs += attention_specs(name + '.attn', i == 0) + mlp_specs(name + '.mlp')
+    return specs
+
+
+def arch_forward(p, tokens):
+    x = start = embed_tokens(p, tokens)
+    rotary = rotary_tables(tokens.shape[1], tokens)
+    saved, first_values = ([], None)
+    for i in range(3):
+        name = f'block{i}'
+        if i == 0:
+            x = x + engram_layer(p, x, tokens)
+        if i >= 2:
+            x = x + p[name + '.skip'] * saved.pop()
+        mix = p[name + '.mix']
+        x = (mix[0] + 0.95) * x + (mix[1] + 0.05) * start
+        branch, values = attention_layer(p, name + '.attn', ops_rms_norm(x), rotary, first_values, i >= 3)
+        first_values = values if first_values is None else first_values
+        x = x + p[name + '.attn_scale'] * branch
+        x = x + p[name + '.mlp_scale'] * mlp_layer(p, name + '.mlp', ops_rms_norm(x))
+        if i < 1:
+            saved.append(x)
+    return (token_logits(p, x), {})
+
+
+SMALLEST_SCALE = 6.103515625e-05
+
+
+class QuantTensor(NamedTuple):
+    codes: int
+    scales: int
+
+
+def group_layout(spec):
+    columns = spec.shape[-1]
+    rows = math.prod(spec.shape[:-1])
+    if spec.group_size <= columns:
+        per_row = -(-columns // spec.group_size)
+        return (rows * per_row, spec.group_size, per_row * spec.group_size - columns)
+    if spec.group_size % columns:
+        raise ValueError(f'{spec.name}: group size {spec.group_size} is neither inside a row of {columns} nor a multiple of it; change the quant setting that names it')
+    rows_per_group = spec.group_size // columns
+    groups = -(-rows // rows_per_group)
+    return (groups, spec.group_size, groups * rows_per_group - rows)
+
+
+def to_groups(spec, x):
+    groups, size, padding = group_layout(spec)
+    x = ops_reshape(x, (-1, spec.shape[-1]))
+    if padding:
+        x = ops_pad(x, ((0, 0), (0, padding)) if size <= spec.shape[-1] else ((0, padding), (0, 0)))
+    return ops_reshape(x, (groups, size))
+
+
+def from_groups(spec, x):
+    _, size, padding = group_layout(spec)
+    columns = spec.shape[-1]
+    if size <= columns:
+        x = ops_reshape(x, (-1, columns + padding))[:, :columns]
+    else:
+        x = ops_reshape(x, (-1, columns))
+        x = x[:x.shape[0] - padding]
+    return ops_reshape(x, spec.shape)
+
+
+def group_counts(spec):
+    groups, size, padding = group_layout(spec)
+    counts = np.full((groups, 1), size, np.float32)
+    if padding and size <= spec.shape[-1]:
+        per_row = groups // math.prod(spec.shape[:-1])
+        counts[per_row - 1::per_row] -= padding
+    elif padding:
+        counts[-1] -= padding * spec.shape[-1]
+    return counts
+
+
+def group_mean(spec, x):
+    _, size, padding = group_layout(spec)
+    total = ops_sum(x, 1, True)
+    return total / (ops_from_numpy(group_counts(spec), total) if padding else size)
+
+
+def half_scale(x):
+    return ops_maximum(ops_cast(ops_cast(x, 'float16'), 'float32'), SMALLEST_SCALE)
+
+
+def encode(spec, x, calibration):
+    if spec.scheme == 'fp16':
+        return (ops_cast(x, 'float16'), None)
+    groups = to_groups(spec, x)
+    if spec.scheme == 'int':
+        top = 2 ** (spec.bits - 1) - 1
+        scales = half_scale(ops_sqrt(group_mean(spec, groups * groups)) * (spec.clip / top))
+        return (ops_clip(ops_round(groups / scales), -top, top), scales)
+    threshold, refit = calibration.get(spec.name, (0.5, False))
+    size = ops_abs(groups)
+    scales = half_scale(group_mean(spec, size))
+    kept = ops_cast(size > scales * threshold, 'float32')
+    if refit:
+        scales = half_scale(ops_sum(size * kept, 1, True) / ops_maximum(ops_sum(kept, 1, True), 1.0))
+    return (ops_sign(groups) * kept, scales)
+
+
+def decode(spec, codes, scales):
+    if spec.scheme == 'fp16':
+        return ops_cast(codes, 'float32')
+    return from_groups(spec, codes * scales)
+
+
+def fake_quantize(specs, p, calibration):
+    q = {}
+    for spec in specs:
+        x = p[spec.name]
+        codes, scales = encode(spec, ops_stop_gradient(x), calibration)
+        q[spec.name] = ops_straight_through(x, decode(spec, codes, scales))
+    return q
+
+
+def quantize(specs, p, calibration):
+    tensors = {}
+    for spec in specs:
+        codes, scales = encode(spec, p[spec.name], calibration)
+        if spec.scheme == 'fp16':
+            tensors[spec.name] = QuantTensor(ops_to_numpy(codes) + np.float16(0), None)
+        else:
+            tensors[spec.name] = QuantTensor(ops_to_numpy(codes).astype(np.int8), ops_to_numpy(scales).astype(np.float16))
+    return tensors
+
+
+def dequantize(specs, tensors):
+    arrays = {}
+    for spec in specs:
+        codes, scales = tensors[spec.name]
+        if spec.scheme != 'fp16':
+            codes, scales = (codes.astype(np.float32), ops_from_numpy(scales.astype(np.float32)))
+        arrays[spec.name] = ops_to_numpy(decode(spec, ops_from_numpy(codes), scales))
+    return arrays
+
+
+CALIBRATION_CANDIDATES = ((0.6, True), (0.5, True), (0.7, True), (0.6, False))
+
+
+def stored_arrays(specs, p, calibration):
+    return dequantize(specs, quantize(specs, p, calibration))
+
+
+def output_change(spec, p, stored, moments, choice):
+    moved = stored_arrays([spec], p, {spec.name: choice})[spec.name] - stored[spec.name]
+    weights = moments.get(spec.name, np.ones(spec.shape[-1], np.float32))
+    return float((moved ** 2 * weights).sum() / ((stored[spec.name] ** 2 * weights).sum() + 1e-12))
+
+
+def calibrate(specs, arrays, make_losses, observe_inputs, tokens, log):
+    begin, length = (time.perf_counter(), 256)
+    rows = (len(tokens) - 1) // length
+    if rows < 2:
+        return {}
+    inputs, targets = (tokens[i:i + rows * length].reshape(rows, length).astype(np.int32) for i in (0, 1))
+    p = {name: ops_from_numpy(array) for name, array in arrays.items()}
+    stored = stored_arrays(specs, p, {})
+
+    def halves(weights):
+        losses = make_losses(weights)(inputs, targets).astype(np.float64)
+        return (losses[:rows // 2].mean(), losses[rows // 2:].mean())
+    moments = observe_inputs(stored, inputs[:4])
+    ternary = [spec for spec in specs if spec.scheme == 'ternary']
+    change = {spec.name: output_change(spec, p, stored, moments, (0.6, True)) for spec in ternary}
+    best, chosen, spent = (halves(stored), {}, 1)
+    start = best
+    for candidate in CALIBRATION_CANDIDATES:
+        for spec in sorted(ternary, key=lambda spec: -change[spec.name]):
+            late = (time.perf_counter() - begin) * (1.0 + 1.0 / spent) > 10.0
+            if late or spent >= 48:
+                break
+            if candidate == (0.5, False):
+                continue
+            trial = dict(stored)
+            trial.update(stored_arrays([spec], p, {spec.name: candidate}))
+            found, spent = (halves(trial), spent + 1)
+            if found[0] < best[0] and found[1] < best[1]:
+                best, stored = (found, trial)
+                chosen[spec.name] = candidate
+    log.line(f'calibration: {spent} evaluations in {time.perf_counter() - begin:.1f}s, {len(chosen)} of {len(ternary)} ternary tensors changed, held-out training loss {sum(start) / 2:.5f} -> {sum(best) / 2:.5f}')
+    return chosen
+
+
+PACK_MAGIC = b'TRIT'
+PACK_VERSION = 1
+PACK_HEADER = '<4sB8s8s'
+STREAM_HEADER = '<BI'
+MASK_LAYOUT = 6
+BITS_LAYOUT = 7
+BY_COLUMN = 128
+STORED = 0
+BROTLI = 1
+LZMA = 2
+
+
+class PackError(ValueError):
+    pass
+
+
+def ensure_packable(holds, message):
+    if not holds:
+        raise PackError(message)
+
+
+def spec_fingerprint(specs):
+    lines = [f"{s.name} {'x'.join(map(str, s.shape))} {s.scheme} {s.bits} {s.group_size} {s.group}\n" for s in specs]
+    return hashlib.sha256(''.join(lines).encode()).digest()[:8]
+
+
+def spec_kinds(specs):
+    kinds = {}
+    for spec in specs:
+        kinds.setdefault((spec.scheme, spec.bits, spec.group), []).append(spec)
+    return kinds
+
+
+def grid_top(spec):
+    return 1 if spec.scheme == 'ternary' else 2 ** (spec.bits - 1) - 1
+
+
+def real_entries(spec):
+    return np.arange(spec.group_size) < group_counts(spec)
+
+
+def stream_table(specs):
+    table = []
+    for (scheme, _, _), members in spec_kinds(specs).items():
+        count = sum((int(np.prod(spec.shape)) for spec in members))
+        if scheme != 'fp16':
+            table.append((2 * grid_top(members[0]) + 1, count))
+            count = sum((group_layout(spec)[0] for spec in members))
+        table += [(256, count), (256, count)]
+    return table
+
+
+def stream_layouts(base):
+    if base == 3:
+        return (5, 6)
+    if base < 17:
+        return (1, 2)
+    return (1, 7) if base < 128 else (1,)
+
+
+def layout_size(base, count, layout):
+    if layout == MASK_LAYOUT:
+        return 2 * -(-count // 8)
+    return -(-count * base.bit_length() // 8) if layout == BITS_LAYOUT else -(-count // layout)
+
+
+def write_digits(digits, base, layout):
+    if layout == MASK_LAYOUT:
+        return np.packbits(digits != 1).tobytes() + np.packbits(digits[digits != 1] > 1).tobytes()
+    if layout == BITS_LAYOUT:
+        return np.packbits(np.unpackbits(digits[:, None], axis=1)[:, 8 - base.bit_length():]).tobytes()
+    digits = np.concatenate([digits, np.zeros(-len(digits) % layout, np.uint8)])
+    total = digits[layout - 1::layout]
+    for place in range(layout - 2, -1, -1):
+        total = total * np.uint8(base) + digits[place::layout]
+    return total.tobytes()
+
+
+def read_digits(data, base, count, layout):
+    raw = np.frombuffer(data.ljust(layout_size(base, count, layout), b'\x00'), np.uint8)
+    if layout == MASK_LAYOUT:
+        kept = np.unpackbits(raw[:-(-count // 8)])[:count] > 0
+        digits = np.ones(count, np.uint8)
+        digits[kept] = 2 * np.unpackbits(raw[-(-count // 8):])[:kept.sum()]
+    elif layout == BITS_LAYOUT:
+        width = base.bit_length()
+        places = np.unpackbits(raw)[:count * width].reshape(count, width)
+        digits = np.packbits(places, axis=1)[:, 0] >> np.uint8(8 - width)
+    else:
+        digits, rest = (np.empty((len(raw), layout), np.uint8), raw.astype(np.uint16))
+        for place in range(layout):
+            rest, digits[:, place] = np.divmod(rest, base)
+        digits = digits.reshape(-1)[:count]
+    again = write_digits(digits, base, layout)
+    ensure_packable(digits.max() < base and again == data, f'a stream does not hold exactly {count} codes of a grid of {base} values')
+    return digits
+
+
+def compress_stream(orders, base):
+    best = None
+    for order, digits in enumerate(orders):
+        for layout in stream_layouts(base):
+            raw = write_digits(digits, base, layout)
+            for compressor, data in ((STORED, raw), (BROTLI, brotli.compress(raw, quality=9, lgwin=24))):
+                if not best or len(data) < len(best[1]):
+                    best = (order * BY_COLUMN | layout << 4 | compressor, data, raw)
+    method, raw = (best[0] & 240, best[2])
+    thorough = brotli.compress(raw, quality=11, lgwin=24)
+    filtered = lzma.compress(raw, lzma.FORMAT_RAW, filters=[{'id': lzma.FILTER_LZMA2, 'dict_size': max(4096, len(raw))}])
+    return min(best[:2], (method | BROTLI, thorough), (method | LZMA, filtered), key=lambda choice: len(choice[1]))
+
+
+def expand_stream(method, data, base, count):
+    layout, compressor = (method >> 4 & 7, method & 15)
+    ensure_packable(layout in stream_layouts(base) and compressor <= LZMA and (base < 256 or method < BY_COLUMN), f'method byte {method} is unknown for a grid of {base} values in format version 1')
+    limit, complete = (layout_size(base, count, layout), True)
+    try:
+        if compressor == BROTLI:
+            decoder = brotli.Decompressor()
+            data = decoder.process(data, output_buffer_limit=limit + 1)
+            complete = decoder.is_finished()
+        elif compressor == LZMA:
+            decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[{'id': lzma.FILTER_LZMA2, 'dict_size': max(4096, limit)}])
+            data = decoder.decompress(data, limit + 1)
+            complete = decoder.eof and (not decoder.unused_data)
+    except (brotli.error, lzma.LZMAError) as fault:
+        raise PackError(f'a compressed stream is damaged: {fault}') from None
+    ensure_packable(complete and len(data) <= limit, f'a stream does not end after the at most {limit} bytes that {count} codes need')
+    return read_digits(data, base, count, layout)
+
+
+def check_tensor(spec, tensor):
+    name, codes, scales = (spec.name, tensor.codes, tensor.scales)
+    shape, kind = (tuple(spec.shape), np.float16) if spec.scheme == 'fp16' else (group_layout(spec)[:2], np.int8)
+    good = codes.shape == shape and codes.dtype == kind
+    ensure_packable(good, f'{name}: codes are {codes.dtype} of shape {codes.shape}, not {np.dtype(kind)} of shape {shape}')
+    if spec.scheme == 'fp16':
+        ensure_packable(np.isfinite(codes).all(), f'{name}: a value is not finite; 16-bit values end at 65504')
+        return
+    top = grid_top(spec)
+    ensure_packable(codes.min() >= -top and codes.max() <= top, f'{name}: a code lies outside the grid from {-top} to {top}')
+    ensure_packable(not codes[~real_entries(spec)].any(), f'{name}: a padding position is not zero')
+    good = scales is not None and scales.shape == (shape[0], 1) and (scales.dtype == np.float16)
+    ensure_packable(good, f'{name}: scales are not float16 of shape {(shape[0], 1)}, one for each group')
+    good = np.isfinite(scales).all() and scales.min() >= SMALLEST_SCALE
+    ensure_packable(good, f'{name}: a scale is not a finite number of at least 6.1e-05')
+
+
+def pack(specs, tensors):
+    names = {spec.name for spec in specs}
+    ensure_packable(names == set(tensors), f"tensors and specs differ in {', '.join(sorted(names ^ set(tensors)))}")
+    for spec in specs:
+        check_tensor(spec, tensors[spec.name])
+    streams = []
+    for (scheme, _, _), members in spec_kinds(specs).items():
+        halves = [tensors[spec.name].codes if scheme == 'fp16' else tensors[spec.name].scales for spec in members]
+        if scheme != 'fp16':
+            top = grid_top(members[0])
+            digits = [tensors[spec.name].codes[real_entries(spec)].view(np.uint8) + np.uint8(top) for spec in members]
+            turned = [part.reshape(-1, spec.shape[-1]).T.reshape(-1) for part, spec in zip(digits, members, strict=True)]
+            streams.append(compress_stream([np.concatenate(digits), np.concatenate(turned)], 2 * top + 1))
+        planes = np.concatenate([half.reshape(-1) for half in halves]).astype('<f2').view(np.uint8)
+        streams += [compress_stream([planes[1::2]], 256), compress_stream([planes[::2]], 256)]
+    body = b''.join([struct.pack(STREAM_HEADER, method, len(data)) for method, data in streams] + [data for _, data in streams])
+    head = struct.pack('<4sB8s', PACK_MAGIC, PACK_VERSION, spec_fingerprint(specs))
+    return head + hashlib.sha256(head + body).digest()[:8] + body
+
+
+def read_streams(specs, data):
+    table = stream_table(specs)
+    offset = struct.calcsize(PACK_HEADER) + len(table) * struct.calcsize(STREAM_HEADER)
+    ensure_packable(data[:4] == PACK_MAGIC, f"not an artifact: it starts with {bytes(data[:4])!r}, not b'TRIT'")
+    ensure_packable(data[4:5] == bytes([PACK_VERSION]), f'format version {list(data[4:5])} is not the known version 1')
+    ensure_packable(len(data) >= offset, f'the artifact is cut off: {len(data)} bytes where the header alone has {offset}')
+    _, _, fingerprint, checksum = struct.unpack_from(PACK_HEADER, data)
+    wanted = spec_fingerprint(specs)
+    text = f"packed for another configuration: the file's tensors have fingerprint {fingerprint.hex()}, this configuration's {wanted.hex()}"
+    ensure_packable(fingerprint == wanted, text)
+    streams = []
+    for i in range(len(table)):
+        method, length = struct.unpack_from(STREAM_HEADER, data, struct.calcsize(PACK_HEADER) + i * struct.calcsize(STREAM_HEADER))
+        streams.append((method, offset, length))
+        offset += length
+    ensure_packable(len(data) == offset, f'the artifact has {len(data)} bytes where its header announces {offset}')
+    good = hashlib.sha256(data[:13] + data[21:]).digest()[:8] == checksum
+    ensure_packable(good, 'the artifact is damaged: its checksum does not match its bytes')
+    return streams
+
+
+def unpack(specs, data):
+    data = bytes(data)
+    found = zip(stream_table(specs), read_streams(specs, data), strict=True)
+    streams = ((method, expand_stream(method, data[start:start + size], *shape)) for shape, (method, start, size) in found)
+    tensors = {}
+    for (scheme, _, _), members in spec_kinds(specs).items():
+        method, digits = (0, None) if scheme == 'fp16' else next(streams)
+        high, low = (next(streams)[1], next(streams)[1])
+        halves = np.stack([low, high], 1).view('<f2')[:, 0].astype(np.float16)
+        for spec in members:
+            if scheme == 'fp16':
+                values, halves = np.split(halves, [int(np.prod(spec.shape))])
+                tensors[spec.name] = QuantTensor(values.reshape(spec.shape), None)
+            else:
+                part, digits = np.split(digits, [int(np.prod(spec.shape))])
+                scales, halves = np.split(halves, [group_layout(spec)[0]])
+                if method >= BY_COLUMN:
+                    part = part.reshape(spec.shape[-1], -1).T.reshape(-1)
+                codes = np.zeros(group_layout(spec)[:2], np.int8)
+                codes[real_entries(spec)] = part.view(np.int8) - np.int8(grid_top(spec))
+                tensors[spec.name] = QuantTensor(codes, scales[:, None])
+            check_tensor(spec, tensors[spec.name])
+    return tensors
+
+
+def byte_table(tokenizer_path, vocab_size):
+    pieces = None if tokenizer_path == 'byte260' else sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_path))
+    count = pieces.vocab_size() if pieces else 260
+    size = max(count, vocab_size)
+    base, lead, boundary = (np.zeros(size, np.int16), np.zeros(size, bool), np.ones(size, bool))
+    if not pieces:
+        base[4:260], boundary[4:260] = (1, False)
+        return (base, lead, boundary)
+    for i in range(count):
+        if pieces.is_control(i) or pieces.is_unknown(i) or pieces.is_unused(i):
+            continue
+        piece = pieces.id_to_piece(i)
+        boundary[i] = False
+        lead[i] = not pieces.is_byte(i) and piece[:1] == '▁'
+        base[i] = 1 if pieces.is_byte(i) else len(piece[int(lead[i]):].replace('▁', ' ').encode())
+    if lead.any() and pieces.decode([int(lead.argmax())])[:1] == ' ':
+        for i in range(count):
+            boundary[i] &= not pieces.is_control(i)
+    return (base, lead, boundary)
+
+
+def token_bytes(table, previous, targets):
+    base, lead, boundary = table
+    previous, targets = (np.asarray(previous), np.asarray(targets))
+    for ids in (previous, targets):
+        if ids.size and (not 0 <= ids.min() <= ids.max() < len(base)):
+            raise ValueError(f'token ids {ids.min()} to {ids.max()} do not fit the byte table of {len(base)} rows')
+    return base[targets].astype(np.int64) + (lead[targets] & ~boundary[previous])
+
+
+def atomic_write(path, chunks):
+    partial = f'{path}.partial'
+    try:
+        with open(partial, 'wb') as file:
+            file.writelines([chunks] if isinstance(chunks, bytes) else chunks)
+        os.replace(partial, path)
+    finally:
+        if os.path.exists(partial):
+            os.remove(partial)
+
+
+HEADER_BYTES = 1024
+CHECK_TOKENS = 4194304
+
+
+def shard_length(path):
+    with open(path, 'rb') as file:
+        header = np.frombuffer(file.read(HEADER_BYTES), np.uint8)
+    if len(header) < HEADER_BYTES:
+        raise ValueError(f'{path}: {len(header)} bytes is no shard; the header alone has 1024')
+    magic, version, count = (int(number) for number in header.view('<i4')[:3])
+    if (magic, version) != (20240520, 1):
+        raise ValueError(f'{path}: magic {magic} version {version} is no shard; expected 20240520 version 1')
+    size = os.path.getsize(path)
+    if count <= 0 or size != HEADER_BYTES + 2 * count:
+        raise ValueError(f'{path}: {size} bytes, but a header of {count} tokens asks for {HEADER_BYTES + 2 * count} and at least one token')
+    return count
+
+
+def read_shard(path, vocab_size):
+    count = shard_length(path)
+    with open(path, 'rb') as file:
+        file.seek(HEADER_BYTES)
+        for start in range(0, count, CHECK_TOKENS):
+            part = np.fromfile(file, '<u2', min(CHECK_TOKENS, count - start))
+            if part.max() >= vocab_size:
+                at = int(np.argmax(part >= vocab_size))
+                raise ValueError(f'{path}: token {start + at} is {part[at]}, outside model.vocab_size={vocab_size}')
+    return np.memmap(path, '<u2', 'r', HEADER_BYTES, (count,))
+
+
+def shard_files(data_path, split):
+    found = sorted(glob.glob(os.path.join(glob.escape(data_path), f'*_{split}_*.bin')))
+    if not found:
+        raise ValueError(f'{data_path}: no *_{split}_*.bin shards; make them with python -m trit.data.prepare --out {data_path}')
+    return found
+
+
+PREFETCH_BATCHES = 4
+
+
+class TokenLoader:
+
+    def __init__(self, shards, seq_len, rows, seed, rank=0, world=1, position=0):
+        if rows <= 0 or rows % world or (not 0 <= rank < world):
+            raise ValueError(f'{rows} windows a step do not divide among {world} ranks, or rank {rank} is not one of them')
+        self.shards = [shard for shard in shards if len(shard) > seq_len]
+        if not self.shards:
+            longest = max((len(shard) for shard in shards), default=0)
+            raise ValueError(f'no training shard holds a window of train_seq_len+1={seq_len + 1} tokens; the longest has {longest}')
+        counts = [max(1, (len(shard) - 1) // seq_len - 1) for shard in self.shards]
+        self.ends = np.cumsum(counts)
+        self.slack = [len(shard) - count * seq_len for shard, count in zip(self.shards, counts)]
+        self.seq_len, self.rows, self.seed = (seq_len, rows, seed)
+        self.first, self.share = (rank * (rows // world), rows // world)
+        self.position, self.epoch, self.order, self.offsets = (position, -1, None, None)
+        self.thread, self.ahead = (concurrent.futures.ThreadPoolExecutor(1), collections.deque())
+
+    def window(self, number):
+        epoch, number = divmod(number, int(self.ends[-1]))
+        if epoch != self.epoch:
+            generator = np.random.default_rng([self.seed, epoch])
+            self.offsets = [int(generator.integers(slack)) for slack in self.slack]
+            self.order, self.epoch = (generator.permutation(self.ends[-1]), epoch)
+        number = self.order[number]
+        shard = int(np.searchsorted(self.ends, number, 'right'))
+        start = int(number - (self.ends[shard - 1] if shard else 0)) * self.seq_len + self.offsets[shard]
+        return self.shards[shard][start:start + self.seq_len + 1]
+
+    def batch(self, position):
+        start = position * self.rows + self.first
+        block = np.stack([self.window(start + row) for row in range(self.share)]).astype(np.int32)
+        return (np.ascontiguousarray(block[:, :-1]), np.ascontiguousarray(block[:, 1:]))
+
+    def next_batch(self):
+        while len(self.ahead) < PREFETCH_BATCHES:
+            self.ahead.append(self.thread.submit(self.batch, self.position + len(self.ahead)))
+        made = self.ahead[0].result()
+        self.ahead.popleft()
+        self.position += 1
+        return made
+
+    def close(self):
+        self.thread.shutdown(cancel_futures=True)
+        self.ahead.clear()
+
+
+def open_train_split(data_path):
+    parts, held, missing = ([], [], 16384)
+    for path in reversed(shard_files(data_path, 'train')):
+        shard = read_shard(path, 1024)
+        keep = max(len(shard) - missing, 0)
+        parts.append(shard[:keep])
+        held.append(shard[keep:])
+        missing -= len(shard) - keep
+    total = sum(map(len, parts)) + sum(map(len, held))
+    if missing > 0 or max(map(len, parts)) <= 256:
+        raise ValueError(f'{data_path}: {total} training tokens are too few for compress.calibration_tokens=16384 and a window of train.train_seq_len=256; lower one of them')
+    return (parts[::-1], held[::-1])
+
+
+def open_loader(data_path, seed, rank=0, world=1, position=0):
+    return TokenLoader(open_train_split(data_path)[0], 256, 8, seed, rank, world, position)
+
+
+def calibration_tokens(data_path):
+    return np.concatenate(open_train_split(data_path)[1]).astype(np.int32)
+
+
+def validation_tokens(data_path):
+    shards = [read_shard(path, 1024) for path in shard_files(data_path, 'val')]
+    return np.concatenate(shards).astype(np.int32)
+
+
+MANIFEST_NAME = 'manifest.json'
+
+
+def file_sha256(path):
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while (piece := file.read(1048576)):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def tokenizer_sha256(path):
+    return hashlib.sha256(b'byte260').hexdigest() if path == 'byte260' else file_sha256(path)
+
+
+def read_manifest(data_path):
+    path = os.path.join(data_path, MANIFEST_NAME)
+    if not os.path.exists(path):
+        return None
+    try:
+        with open(path, encoding='utf-8') as file:
+            return json.load(file)
+    except ValueError as error:
+        raise ValueError(f'{path}: not a JSON manifest ({error}); make the folder again with python -m trit.data.prepare') from None
+
+
+def resolve_tokenizer(data_path, tokenizer_path=''):
+    manifest = read_manifest(data_path)
+    made_by = (manifest or {}).get('tokenizer')
+    if not made_by and (not tokenizer_path):
+        raise ValueError(f'{data_path}: no manifest.json names its tokenizer; set tokenizer_path or use python -m trit.data.prepare')
+    if not tokenizer_path:
+        tokenizer_path = os.path.join(data_path, made_by['file']) if made_by['file'] else 'byte260'
+    if tokenizer_path != 'byte260' and (not os.path.isfile(tokenizer_path)):
+        raise ValueError(f'{tokenizer_path}: no such tokenizer; tokenizer_path is a SentencePiece .model file or byte260')
+    if made_by and tokenizer_sha256(tokenizer_path) != made_by['sha256']:
+        raise ValueError(f"tokenizer {tokenizer_path} does not belong to the shards in {data_path}, which were made with {made_by['name']} (sha256 {made_by['sha256'][:12]}...); leave tokenizer_path empty to use theirs")
+    return tokenizer_path
+
+
+class NgramMemory:
+
+    def __init__(self, order, vocab_size, capacity, boundary):
+        if capacity < 4 * vocab_size:
+            raise ValueError(f'eval.ngram_nodes={capacity} is too small; at least 4 * vocab_size = {4 * vocab_size} nodes are needed')
+        self.order, self.vocab_size, self.capacity, self.boundary = (order, vocab_size, capacity, boundary)
+        self.key = np.zeros(capacity, np.int64)
+        self.count, self.total, self.distinct, self.recent, self.when = (np.zeros(capacity, np.int32) for _ in range(5))
+        self.slots = np.full(1 << (capacity - 1).bit_length() + 1, -1, np.int32)
+        self.size, self.ends, self.clock = (vocab_size, np.full(order, -1), 0)
+
+    def home(self, keys):
+        return keys * -7046029254386353131 >> 24 & len(self.slots) - 1
+
+    def find(self, keys):
+        found, todo = (np.full(len(keys), -1), np.flatnonzero(keys >= 0))
+        at = self.home(keys[todo])
+        while len(todo):
+            nodes = self.slots[at[:, None] + np.arange(4) & len(self.slots) - 1]
+            taken = nodes >= 0
+            same = (self.key[nodes] == keys[todo, None]) & taken
+            hit, go_on = (same.any(1), taken.all(1))
+            found[todo[hit]] = nodes[same]
+            go_on &= ~hit
+            todo, at = (todo[go_on], at[go_on] + 4)
+        return found
+
+    def insert(self, keys, nodes):
+        self.key[nodes] = keys
+        todo, at = (np.arange(len(keys)), self.home(keys))
+        while len(todo):
+            free = todo[self.slots[at[todo]] < 0]
+            self.slots[at[free]] = nodes[free]
+            todo = todo[self.slots[at[todo]] != nodes[todo]]
+            at[todo] = at[todo] + 1 & len(self.slots) - 1
+
+    def walk(self, tokens):
+        contexts, grams = np.full((2, self.order, len(tokens)), -1)
+        contexts[:, 0], contexts[0, 1:] = (self.ends, tokens[:-1])
+        for length in range(self.order):
+            if length:
+                contexts[length, 1:] = self.inside(grams[length - 1], tokens)[:-1]
+            grams[length] = self.find(np.where(contexts[length] < 0, -1, contexts[length] * self.vocab_size + tokens))
+        return (contexts, grams)
+
+    def inside(self, grams, tokens):
+        return grams if self.boundary < 0 else np.where(tokens == self.boundary, -1, grams)
+
+    def absorb(self, tokens, walked=None):
+        if len(tokens) and self.size + self.order * len(tokens) > self.capacity:
+            self.prune()
+            walked = None
+            if self.size + self.order * len(tokens) > self.capacity:
+                self.absorb(tokens[:len(tokens) // 2])
+                return self.absorb(tokens[len(tokens) // 2:])
+        if not len(tokens):
+            return
+        contexts, grams = walked or self.walk(tokens)
+        for length in range(self.order):
+            missing = np.flatnonzero((grams[length] < 0) & (contexts[length] >= 0))
+            if len(missing):
+                keys, back = np.unique(contexts[length, missing] * self.vocab_size + tokens[missing], return_inverse=True)
+                self.insert(keys, np.arange(self.size, self.size + len(keys)))
+                grams[length, missing] = self.size + back
+                self.size += len(keys)
+                np.add.at(self.distinct, keys // self.vocab_size, 1)
+            following = self.inside(grams[length], tokens)
+            if length + 1 < self.order:
+                self.ends[length + 1], contexts[length + 1, 1:] = (following[-1], following[:-1])
+        self.ends[0], real = (tokens[-1], contexts >= 0)
+        np.add.at(self.count, tokens, 1)
+        np.add.at(self.count, grams[real], 1)
+        np.add.at(self.total, contexts[real], 1)
+        self.recent[contexts[real]] = np.broadcast_to(tokens, real.shape)[real]
+        self.when[contexts[real]] = np.broadcast_to(self.clock + np.arange(len(tokens)), real.shape)[real]
+        self.clock += len(tokens)
+
+    def prune(self):
+        size, first = (self.size, self.vocab_size)
+        at_least = np.cumsum(np.bincount(self.count[first:size])[::-1])[::-1]
+        rare = np.flatnonzero(first + np.append(at_least, 0) <= self.capacity // 2)[0]
+        keep = np.append(np.arange(first), first + np.flatnonzero(self.count[first:size] >= rare))
+        renamed = np.full(size + 1, -1)
+        renamed[keep] = np.arange(len(keep))
+        keys = renamed[self.key[keep[first:]] // first] * first + self.key[keep[first:]] % first
+        for array in (self.count, self.recent, self.when):
+            array[:len(keep)], array[len(keep):size] = (array[keep], 0)
+        self.total[:size], self.distinct[:size], self.slots[:] = (0, 0, -1)
+        self.size, self.ends = (len(keep), renamed[self.ends])
+        self.insert(keys, np.arange(first, len(keep)))
+        np.add.at(self.total, keys // first, self.count[first:len(keep)])
+        np.add.at(self.distinct, keys // first, 1)
+
+
+CONTEXT_KINDS = 144
+
+
+def magnitude(x):
+    return np.frexp(x)[1]
+
+
+class NgramMixture:
+
+    def __init__(self, order, vocab_size, capacity, boundary, rate):
+        self.memory, self.rate = (NgramMemory(order, vocab_size, capacity, boundary), rate)
+        self.logits, self.squares = (np.full((order * CONTEXT_KINDS, 2), -2.0), np.full((order * CONTEXT_KINDS, 2), 0.01))
+
+    def blend(self, contexts, grams, queries, p):
+        memory = self.memory
+        total = np.where(contexts < 0, 0, memory.total[contexts])
+        age = np.clip(magnitude(memory.clock - memory.when[contexts]) // 4 - 1, 0, 3)
+        kinds = np.minimum(magnitude(total), 8) * 16 + np.minimum(memory.distinct[contexts], 3) * 4 + age
+        kinds += CONTEXT_KINDS * np.arange(memory.order)[:, None]
+        odds = np.exp(self.logits[kinds]) * (total > 0)[..., None]
+        weights = odds / (1.0 + odds.sum(-1, keepdims=True))
+        shares = np.where(grams < 0, 0, memory.count[grams]) / np.maximum(total, 1)
+        parts = np.stack([shares, memory.recent[contexts] == queries], -1)
+        added, kept, steps = ((weights * parts).sum(-1), 1.0 - weights.sum(-1), [p])
+        for order in range(memory.order):
+            steps.append(added[order] + kept[order] * steps[-1])
+        return (steps[-1], (kinds, weights, parts, np.stack(steps)))
+
+    def score(self, tokens, p):
+        walked = self.memory.walk(tokens)
+        mixed, tape = self.blend(*walked, tokens, p)
+        return (mixed, (walked, *tape))
+
+    def row(self, before, p):
+        memory, every = (self.memory, np.arange(self.memory.vocab_size))
+        contexts = np.repeat(memory.walk(np.append(before, 0))[0][:, -1:], len(every), 1)
+        grams = memory.find(np.where(contexts < 0, -1, contexts * memory.vocab_size + every).ravel())
+        return self.blend(contexts, grams.reshape(contexts.shape), every, p)[0]
+
+    def learn(self, tape, tokens):
+        walked, kinds, weights, parts, steps = tape
+        kept = 1.0 - weights.sum(-1)
+        slopes = np.concatenate([kept[1:], -1.0 / steps[-1:]])[::-1].cumprod(0)[::-1]
+        moves = slopes[..., None] * weights * (parts - steps[1:, :, None])
+        for which in range(2):
+            gradient = np.bincount(kinds.ravel(), moves[..., which].ravel(), len(self.logits))
+            self.squares[:, which] += gradient ** 2
+            self.logits[:, which] -= self.rate * gradient / np.sqrt(self.squares[:, which])
+        self.memory.absorb(tokens, walked)
+
+
+def artifact_specs():
+    return arch_param_specs() + [scalar_spec('sharpness', (1,), 1.0)]
+
+
+def scored_logits(p, tokens):
+    logits = arch_forward(p, tokens)[0]
+    return logits * ops_cast(p['sharpness'], 'float32')
+
+
+def fit_sharpness(rows, tokens, length):
+    grid = [0.8 + 0.02 * i for i in range(21)]
+    sums, count = (np.zeros(len(grid)), 0)
+    for start in range(0, len(tokens) - length, length):
+        late = rows(tokens[None, start:start + length])[0, length // 2:]
+        targets = tokens[start + length // 2 + 1:start + length + 1]
+        right = late[np.arange(len(targets)), targets].astype(np.float64)
+        for i, sharpness in enumerate(grid):
+            sums[i] += (np.log(np.exp(sharpness * late).sum(-1)) - sharpness * right).sum()
+        count += len(targets)
+    best = min(max(int(sums.argmin()), 1), len(sums) - 2)
+    left, middle, right = sums[best - 1:best + 2]
+    shift = 0.5 * (left - right) / max(left - 2.0 * middle + right, 1e-12)
+    sharpness = grid[best] + 0.02 * min(max(shift, -1.0), 1.0)
+    return (sharpness, sums[10] / count, sums[best] / count)
+
+
+TTT_SCOPES = {'feedback': ('feedback', 'skip', 'decoder_scale'), 'skc_safe': ('feedback', 'skip', 'decoder_scale', 'decay', 'mix', 'conv', 'skc_scale'), 'capsule_bank': ('capsule_bank',), 'scales': ('scale', 'skip', 'decoder_scale', 'mix', 'skc_scale'), 'lora': ('matrix',)}
+TTT_ROWS = 4
+
+
+def scope_specs(specs, scope):
+    chosen = [spec for spec in specs if spec.adapt in TTT_SCOPES[scope]]
+    if not chosen:
+        useful = [name for name, kinds in TTT_SCOPES.items() if any((spec.adapt in kinds for spec in specs))]
+        raise ValueError(f"eval.ttt_scope={scope} adapts no tensor of this architecture; possible: none, {', '.join(useful)}")
+    return chosen
+
+
+def first_changes(specs, weights):
+    changes = {}
+    for spec in scope_specs(specs, 'lora'):
+        rows, columns = spec.shape
+        start = np.random.default_rng(len(changes)).standard_normal((8, columns)).astype(np.float32)
+        changes[spec.name + '/a'] = ops_from_numpy(start * columns ** (-0.5), weights[spec.name])
+        changes[spec.name + '/b'] = ops_from_numpy(np.zeros((rows, 8), np.float32), weights[spec.name])
+    return changes
+
+
+def adapted(weights, changes):
+    merged = dict(weights)
+    for name in [key[:-2] for key in changes if key[-2:] == '/a']:
+        merged[name] = weights[name] + ops_cast(changes[name + '/b'] @ changes[name + '/a'], 'float32')
+    return merged
+
+
+def training_windows(tokens, low, high, length):
+    ends = np.arange(high, low, -length)[::-1, None]
+    positions = np.maximum(ends - length, 0) + np.arange(min(length, high))
+    return (tokens[positions], tokens[positions + 1], ((positions >= np.maximum(low, ends - length)) & (positions < ends)).astype(np.float32))
+
+
+def sgd_step(velocity, changes, gradients, rate):
+    norm = math.sqrt(sum((float(ops_sum(gradient * gradient)) for gradient in gradients.values())))
+    factor = min(1.0, 1.0 / (norm + 1e-12))
+    for name, gradient in gradients.items():
+        velocity[name] = 0.9 * velocity.get(name, 0.0) + factor * gradient
+    return {name: changes[name] - rate * velocity[name] for name in changes}
+
+
+def learn_chunk(model, velocity, changes, tokens, low, high, done):
+    inputs, targets, shares = training_windows(tokens, low, high, 256)
+    parts = range(0, len(inputs), TTT_ROWS)
+    rate = 0.025 * (1.0 + math.cos(math.pi * done))
+    for _ in range(1):
+        sums = {name: np.zeros((len(parts), *array.shape), np.float32) for name, array in changes.items()}
+        for number, at in enumerate(parts):
+            if number % model.world == model.rank:
+                rows = slice(at, at + TTT_ROWS)
+                for name, array in model.gradients(changes, inputs[rows], targets[rows], shares[rows]).items():
+                    sums[name][number] = array
+        means = {name: model.total(array).sum(0) / (high - low) for name, array in sums.items()}
+        gradients = {name: ops_from_numpy(mean, changes[name]) for name, mean in means.items()}
+        changes = sgd_step(velocity, changes, gradients, rate)
+    return changes
+
+
+@contextmanager
+def frozen(weights, strict):
+    before = {name: ops_to_numpy(array).copy() for name, array in weights.items()}
+    try:
+        yield
+    finally:
+        moved = [name for name, array in before.items() if (ops_to_numpy(weights[name]) != array).any()]
+        for name in moved:
+            weights[name] = ops_from_numpy(before[name], weights[name])
+        if moved:
+            warnings.warn(f"the evaluation changed tensors of the artifact, restored: {', '.join(moved)}", stacklevel=2)
+    if moved and strict:
+        raise RuntimeError(f"the evaluation changed {', '.join(moved)}; only copies of the tensors in eval.ttt_scope may move")
+
+
+class Score(NamedTuple):
+    loss: int
+    bpb: int
+    tokens: int
+    bytes: int
+
+
+def score_windows(positions, length, stride):
+    if positions <= length:
+        return [(0, 0, positions)]
+    windows, scored = ([(0, 0, length)], length)
+    while scored < positions:
+        end = min(scored + stride, positions)
+        windows.append((end - length, length - (end - scored), length))
+        scored = end
+    return windows
+
+
+def window_chunks(windows, tokens):
+    chunks, room = ([], 0)
+    for window in windows:
+        new = window[2] - window[1]
+        if new > room:
+            chunks.append([])
+            room = tokens
+        chunks[-1].append(window)
+        room -= new
+    return chunks
+
+
+def model_values(model, changes, tokens, windows, low, high, whole):
+    values = np.zeros((high - low, 1024 if whole else 1), np.float32)
+    share = -(-len(windows) // model.world)
+    mine = windows[model.rank * share:(model.rank + 1) * share]
+    for at in range(0, len(mine), 8):
+        batch = mine[at:at + 8]
+        rows, least = (np.stack([tokens[start:start + width + 1] for start, _, width in batch]), min((first for _, first, _ in batch)))
+        inputs, targets = (rows[:, :-1], rows[:, 1:])
+        found = model.rows(inputs, changes, least) if whole else -model.losses(inputs, targets, changes, least)[..., None]
+        for (start, first, width), row in zip(batch, found):
+            values[start + first - low:start + width - low] = row[first - least:]
+    return model.total(values)
+
+
+def whole_row(model, changes, engram, ngram, windows, tokens, start, position):
+    first, _, width = next((window for window in windows if window[0] + window[1] <= position < window[0] + window[2]))
+    row = model.rows(tokens[None, first:first + width], changes)[:, position - first]
+    before, p = (tokens[start + 1:position + 1], np.exp(row[0].astype(np.float64)))
+    p = ngram.row(before, p)
+    return np.log(p)
+
+
+def score_tokens(model, tokens, log=None, rows_at=()):
+    tokens, positions = (np.asarray(tokens, np.int64), len(tokens) - 1)
+    if positions < 1:
+        raise ValueError(f'a text of {len(tokens)} tokens has nothing to score; at least 2 are needed')
+    losses, counts = (np.zeros(positions), np.zeros(positions, np.int32))
+    kept = np.zeros((len(rows_at), 1024))
+    chunks = window_chunks(score_windows(positions, 256, 64), 256)
+    engram = ngram = changes = None
+    ngram = NgramMixture(5, 1024, 2097152, -1, 0.4)
+    ngram.memory.absorb(tokens[:1])
+    changes, velocity = (first_changes(artifact_specs(), model.weights), {})
+    with frozen(model.weights, True):
+        for number, windows in enumerate(chunks):
+            low, high = (windows[0][0] + windows[0][1], windows[-1][0] + windows[-1][2])
+            if log and number and (number % (len(chunks) // 10 + 1) == 0):
+                log.line(f'eval_step:{number}/{len(chunks)} val_loss_so_far:{losses[:low].mean():.4f}')
+            values = model_values(model, changes, tokens, windows, low, high, False)
+            step = 16
+            for start in range(low, high, step):
+                end = min(start + step, high)
+                came = tokens[start + 1:end + 1]
+                p = np.exp(values[start - low:end - low, 0].astype(np.float64))
+                p, ngram_tape = ngram.score(came, p)
+                losses[start:end] = -np.log(p)
+                counts[start:end] += 1
+                for index, position in enumerate(rows_at):
+                    if start <= position < end:
+                        kept[index] = whole_row(model, changes, engram, ngram, windows, tokens, start, position)
+                ngram.learn(ngram_tape, came)
+            if number + 1 < len(chunks):
+                changes = learn_chunk(model, velocity, changes, tokens[:high + 1], low, high, high / positions)
+    return (losses, counts, kept)
+
+
+def summarise(losses, counts, tokens, table):
+    if (counts != 1).any():
+        at = int(np.flatnonzero(counts != 1)[0])
+        raise RuntimeError(f'position {at} was scored {counts[at]} times; every position must be scored exactly once')
+    if not np.isfinite(losses).all():
+        raise RuntimeError(f'the loss at position {int(np.flatnonzero(~np.isfinite(losses))[0])} is not finite')
+    tokens = np.asarray(tokens, np.int64)
+    size = int(token_bytes(table, tokens[:-1], tokens[1:]).astype(np.int64).sum())
+    total = float(losses.sum())
+    return Score(total / len(losses), total / math.log(2.0) / size, len(losses), size)
+
+
+class Log:
+
+    def __init__(self, rank=0, folder=None, keep=False):
+        self.rank, self.folder = (rank, folder)
+        if folder and rank == 0 and (not keep):
+            for name in ('train.log', 'metrics.jsonl'):
+                open(os.path.join(folder, name), 'w').close()
+
+    def append(self, name, text):
+        if self.folder:
+            with open(os.path.join(self.folder, name), 'a') as file:
+                file.write(text + '\n')
+
+    def line(self, text):
+        if self.rank == 0:
+            print(text, flush=True)
+            self.append('train.log', text)
+
+    def metrics(self, **record):
+        if self.rank == 0:
+            self.append('metrics.jsonl', json.dumps(record))
+
+
+def training_progress(step, seconds):
+    share = step / 20000
+    share = max(share, seconds / 284.0)
+    return min(share, 1.0)
+
+
+def learning_rate_factor(progress):
+    if progress < 0.01:
+        return max(progress / 0.01, 0.01)
+    if progress <= 0.6:
+        return 1.0
+    left = (1.0 - progress) / 0.4
+    return 0.0 + 1.0 * left
+
+
+class TrainResult(NamedTuple):
+    steps: int
+    seconds: int
+    loss: int
+    skipped: int
+
+
+def warm_up(backend, seed):
+    state = backend.state()
+    rows = 2048 // backend.world // 256
+    generator = np.random.default_rng(seed)
+    for index in range(2):
+        tokens = generator.integers(0, 1024, (2, rows, 256)).astype(np.int32)
+        backend.step(tokens[0], tokens[1], 1.0, index % 2 == 0 or True, False)
+    backend.restore(state)
+
+
+def progress_line(step, loss, seconds, tokens_per_second):
+    share = max(training_progress(step, seconds), 1e-09)
+    return f'step:{step}/20000 train_loss:{loss:.4f} train_time:{seconds * 1000:.0f}ms step_avg:{seconds * 1000 / max(step, 1):.2f}ms tok/s:{tokens_per_second:.0f} left:{seconds * (1.0 / share - 1.0):.0f}s'
+
+
+def train(backend, loader, log, save, step, seconds, clock):
+    begin = clock() - seconds
+    loss, skipped, bad, mark, mark_step = (float('nan'), 0, 0, seconds, step)
+    first, first_step = (seconds, step)
+    try:
+        while True:
+            seconds = backend.slowest(clock() - begin)
+            progress = training_progress(step, seconds)
+            pace = (seconds - first) / (step - first_step) if step > first_step else 0.0
+            late = seconds + pace > 284.0
+            if progress >= 1.0 or late:
+                break
+            inputs, targets = loader.next_batch()
+            rounded = progress >= 0.0
+            averaging = progress >= 0.4
+            loss, norm = backend.step(inputs, targets, learning_rate_factor(progress), rounded, averaging)
+            bad = 0 if np.isfinite(norm) else bad + 1
+            skipped += bad > 0
+            if bad == 3:
+                raise FloatingPointError(f'gradients are not finite since step {step - 2}; lower train.matrix_lr or train.scalar_lr')
+            step += 1
+            if step % 100 == 0:
+                seconds = clock() - begin
+                speed = (step - mark_step) * 2048 / max(seconds - mark, 1e-09)
+                mark, mark_step = (seconds, step)
+                log.line(progress_line(step, loss, seconds, speed))
+                log.metrics(step=step, train_loss=loss, seconds=seconds, tokens_per_second=speed, gradient_norm=norm, skipped=skipped)
+    except KeyboardInterrupt:
+        save(step, clock() - begin)
+        raise
+    seconds = clock() - begin
+    reason = 'stopping_early: wallclock_cap ' if step < 20000 else ''
+    log.line(f'{reason}train_time:{seconds * 1000:.0f}ms step:{step}/20000')
+    return TrainResult(step, seconds, loss, skipped)
+
+
+def wall_clock():
+    return time.perf_counter()
+
+
+def run_training(specs, backend, data_path, seed, log, resumed, save):
+    step, seconds, position = (0, 0.0, 0)
+    if resumed:
+        state, step, seconds, position = resumed
+        backend.restore(state)
+    loader = open_loader(data_path, seed, backend.rank, backend.world, position)
+    log.line(f'model_params:{parameter_count(specs)} world_size:{backend.world} grad_accum_steps:1 seed:{seed}')
+    begin = wall_clock()
+    warm_up(backend, seed)
+    log.line(f'warmup_step:2/2 warmup_time:{(wall_clock() - begin) * 1000:.0f}ms')
+
+    def save_all(step, seconds):
+        save(backend.state(), step, seconds, step)
+    try:
+        result = train(backend, loader, log, save_all, step, seconds, wall_clock)
+        save_all(result.steps, result.seconds)
+    finally:
+        loader.close()
+    return result
+
+
+class Process(NamedTuple):
+    rank: int
+    world: int
+    device: int
+
+
+class Evaluator(NamedTuple):
+    losses: int
+    rows: int
+    gradients: int
+    weights: int
+    total: int
+    rank: int
+    world: int
+
+
+class Backend(NamedTuple):
+    step: int
+    slowest: int
+    export: int
+    state: int
+    restore: int
+    rank: int
+    world: int
+
+
+def training_loss(specs, p, tokens, targets, rounded):
+    q = fake_quantize(specs, p, {}) if rounded else dict(p)
+    logits, auxiliary = arch_forward(q, tokens)
+    loss = ops_mean(ops_cross_entropy(logits, targets))
+    return (loss + sum(auxiliary.values()), loss)
+
+
+def orthogonalise(x):
+    x = x * ops_rsqrt(ops_sum(ops_sum(x * x, -1, True), -2, True) + 1e-14)
+    tall = x.shape[-2] > x.shape[-1]
+    x = ops_swap_last(x) if tall else x
+    for _ in range(3):
+        gram = x @ ops_swap_last(x)
+        x = 3.4445 * x + (-4.775 * gram + 2.0315 * gram @ gram) @ x
+    return ops_swap_last(x) if tall else x
+
+
+def muon_updates(specs, gradients, state):
+    shapes, found = ({}, {})
+    for spec in specs:
+        if spec.group == 'matrix':
+            shapes.setdefault(spec.shape, []).append(spec)
+    for (rows, columns), members in shapes.items():
+        momenta = [0.95 * state[spec.name][0] + gradients[spec.name] for spec in members]
+        directions = [gradients[spec.name] + 0.95 * momentum for spec, momentum in zip(members, momenta)]
+        updates = orthogonalise(ops_stack(directions, 0)) * max(1.0, rows / columns) ** 0.5
+        for index, (spec, momentum) in enumerate(zip(members, momenta)):
+            found[spec.name] = (momentum, updates[index])
+    return found
+
+
+def adam_update(first, second, gradient, step):
+    first = 0.9 * first + (1.0 - 0.9) * gradient
+    second = 0.95 * second + (1.0 - 0.95) * gradient * gradient
+    size = ops_sqrt(second * (1.0 / (1.0 - 0.95 ** step))) + 1e-08
+    return (first, second, first * (1.0 / (1.0 - 0.9 ** step)) / size)
+
+
+def group_rate(spec):
+    rate = 0.005
+    if spec.group == 'matrix':
+        rate = 0.01
+    elif spec.group == 'embed':
+        rate = 0.005
+    elif spec.group == 'engram':
+        rate = 0.0075
+    return rate * spec.lr_scale
+
+
+def optimizer_state(specs, p):
+    return {spec.name: tuple((ops_zeros(spec.shape, p[spec.name]) for _ in range(1 if spec.group == 'matrix' else 2))) for spec in specs}
+
+
+def optimizer_step(specs, p, gradients, state, factor, step):
+    new_p, new_state = ({}, {})
+    matrices = muon_updates(specs, gradients, state)
+    for spec in specs:
+        x, gradient, rate = (p[spec.name], gradients[spec.name], factor * group_rate(spec))
+        if spec.group == 'matrix':
+            momentum, update = matrices[spec.name]
+            new_state[spec.name] = (momentum,)
+            new_p[spec.name] = x * (1.0 - rate * 0.0) - rate * update
+            continue
+        first, second, update = adam_update(*state[spec.name], gradient, step)
+        if spec.group == 'engram':
+            active = ops_max(ops_abs(gradient), -1, True) > 0
+            first = ops_where(active, first, state[spec.name][0])
+            second = ops_where(active, second, state[spec.name][1])
+            update = ops_where(active, update, ops_zeros((), x))
+        new_state[spec.name] = (first, second)
+        decay = 0.0 if spec.group == 'embed' else 0.0
+        new_p[spec.name] = x * (1.0 - rate * decay) - rate * update
+    return (new_p, new_state)
+
+
+def start_process():
+    rank, world = (int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1)))
+    device = 'cpu'
+    if torch.cuda.is_available():
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision('high')
+    if world > 1 and (not distributed.is_initialized()):
+        distributed.init_process_group('nccl' if device != 'cpu' else 'gloo')
+    return Process(rank, world, device)
+
+
+def to_device(array, process):
+    return torch.from_numpy(np.array(array)).to(process.device)
+
+
+def total_over_ranks(array, process):
+    if process.world == 1:
+        return array
+    tensor = to_device(array, process)
+    distributed.all_reduce(tensor)
+    return tensor.cpu().numpy()
+
+
+def evaluator(arrays, process):
+    weights = {name: to_device(array, process) for name, array in arrays.items()}
+    gradients = None
+
+    def logits_of(inputs, changes):
+        used = adapted(weights, changes) if changes else weights
+        return scored_logits(used, to_device(inputs, process))
+
+    @torch.no_grad()
+    def losses(inputs, targets, changes=None, first=0):
+        return ops_to_numpy(ops_cross_entropy(logits_of(inputs, changes)[:, first:], to_device(targets[:, first:], process)))
+
+    @torch.no_grad()
+    def rows(inputs, changes=None, first=0):
+        return ops_to_numpy(ops_log_softmax(logits_of(inputs, changes)[:, first:]))
+
+    def gradients(changes, inputs, targets, shares):
+        leaves = {name: array.detach().requires_grad_() for name, array in changes.items()}
+        losses = ops_cross_entropy(logits_of(inputs, leaves), to_device(targets, process))
+        found = torch.autograd.grad((losses * to_device(shares, process)).sum(), list(leaves.values()))
+        return {name: ops_to_numpy(array) for name, array in zip(leaves, found)}
+    return Evaluator(losses, rows, gradients, weights, lambda array: total_over_ranks(array, process), process.rank, process.world)
+
+
+@torch.no_grad()
+def observe(arrays, inputs, process):
+    weights = {name: to_device(array, process) for name, array in arrays.items()}
+    weights['taps'] = {}
+    arch_forward(weights, to_device(inputs, process))
+    return {name: ops_to_numpy(x) for name, x in weights['taps'].items()}
+
+
+def compiled(function):
+    try:
+        torch.compile(torch.square)(torch.ones(2))
+    except Exception as fault:
+        print(f'train.compile: eager instead, because compiling fails here: {type(fault).__name__}: {str(fault).strip().splitlines()[0]}')
+        return function
+    return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+def make_backend(specs, arrays, process):
+    names = [spec.name for spec in specs]
+    p = {name: to_device(arrays[name], process) for name in names}
+    held = {'p': p, 'optimizer': optimizer_state(specs, p), 'ema': {}, 'step': 0}
+
+    def loss_function(weights, tokens, targets, rounded):
+        return training_loss(specs, weights, tokens, targets, rounded)
+    loss_function = compiled(loss_function)
+
+    def gradients_of(inputs, targets, rounded):
+        leaves = {name: held['p'][name].detach().requires_grad_() for name in names}
+        mean_loss, gradients = (0.0, None)
+        for tokens, wanted in zip(np.split(inputs, 1), np.split(targets, 1)):
+            tokens, wanted = (to_device(x, process) for x in (tokens, wanted))
+            objective, loss = loss_function(leaves, tokens, wanted, rounded)
+            part = torch.autograd.grad(objective / 1, list(leaves.values()))
+            mean_loss = mean_loss + loss.detach() / 1
+            gradients = part if gradients is None else [a + b for a, b in zip(gradients, part)]
+        if process.world > 1:
+            flat = torch.cat([g.reshape(-1) for g in gradients] + [mean_loss.reshape(1)]) / process.world
+            distributed.all_reduce(flat)
+            pieces = torch.split(flat, [g.numel() for g in gradients] + [1])
+            gradients, mean_loss = ([piece.view_as(g) for piece, g in zip(pieces, gradients)], pieces[-1][0])
+        return (mean_loss, dict(zip(names, gradients)))
+
+    def step(inputs, targets, factor, rounded, averaging):
+        loss, gradients = gradients_of(inputs, targets, rounded)
+        with torch.no_grad():
+            norm = float(torch.sqrt(sum(((g * g).sum() for g in gradients.values()))))
+            if not np.isfinite(norm):
+                return (float(loss), norm)
+            if norm > 1.0:
+                gradients = {name: g * (1.0 / norm) for name, g in gradients.items()}
+            held['p'], held['optimizer'] = optimizer_step(specs, held['p'], gradients, held['optimizer'], factor, held['step'] + 1)
+            held['step'] += 1
+        return (float(loss), norm)
+
+    def slowest(seconds):
+        if process.world == 1:
+            return seconds
+        tensor = torch.tensor(seconds, dtype=torch.float64, device=process.device)
+        distributed.all_reduce(tensor, op=distributed.ReduceOp.MAX)
+        return float(tensor)
+
+    def export():
+        return {name: ops_to_numpy(x).copy() for name, x in (held['ema'] or held['p']).items()}
+
+    def state():
+        flat = {f'p/{name}': x for name, x in held['p'].items()}
+        flat.update({f'ema/{name}': x for name, x in held['ema'].items()})
+        flat.update({f'optimizer/{name}/{i}': x for name, moments in held['optimizer'].items() for i, x in enumerate(moments)})
+        return {name: ops_to_numpy(x).copy() for name, x in flat.items()} | {'step': np.array(held['step'])}
+
+    def restore(flat):
+        tensors = {name: to_device(x, process) for name, x in flat.items()}
+        held['step'] = int(flat['step'])
+        held['p'] = {name: tensors[f'p/{name}'] for name in names}
+        held['ema'] = {name: tensors[f'ema/{name}'] for name in names if f'ema/{name}' in tensors}
+        held['optimizer'] = {name: tuple((tensors[f'optimizer/{name}/{i}'] for i in range(len(held['optimizer'][name])))) for name in names}
+    return Backend(step, slowest, export, state, restore, process.rank, process.world)
+
+
+def train_weights(process, data_path, seed, log):
+    specs = arch_param_specs()
+    backend = make_backend(specs, init_params(specs, seed), process)
+    result = run_training(specs, backend, data_path, seed, log, None, lambda *state: None)
+    return (backend.export(), result)
+
+
+def find_calibration(process, arrays, data_path, log):
+    specs, tokens = (artifact_specs(), calibration_tokens(data_path))
+    arrays['sharpness'] = np.ones(1, np.float32)
+    calibration = calibrate(specs, arrays, lambda weights: evaluator(weights, process).losses, lambda weights, inputs: observe(weights, inputs, process), tokens, log)
+    stored = stored_arrays(specs, {name: ops_from_numpy(array) for name, array in arrays.items()}, calibration)
+    rows = evaluator(stored, process).rows
+    sharpness, before, after = fit_sharpness(rows, tokens, 256)
+    arrays['sharpness'] = np.full(1, sharpness, np.float32)
+    log.line(f'temperature:{1 / sharpness:.4f} held-out training loss {before:.5f} -> {after:.5f}')
+    return calibration
+
+
+def make_artifact(arrays, calibration):
+    specs = artifact_specs()
+    return pack(specs, quantize(specs, {name: ops_from_numpy(array) for name, array in arrays.items()}, calibration))
+
+
+def load_artifact(data):
+    specs = artifact_specs()
+    return dequantize(specs, unpack(specs, data))
+
+
+def score_rows(process, arrays, data_path, tokenizer_path, log, rows_at):
+    tokens = validation_tokens(data_path)
+    table = byte_table(resolve_tokenizer(data_path, tokenizer_path), 1024)
+    losses, counts, rows = score_tokens(evaluator(arrays, process), tokens, log, rows_at)
+    return (summarise(losses, counts, tokens, table), losses, rows)
+
+
+def main():
+    process, log = (start_process(), Log(int(os.environ.get('RANK', 0))))
+    data_path, tokenizer = (os.environ.get('DATA_PATH', 'data'), os.environ.get('TOKENIZER_PATH', ''))
+    artifact = os.environ.get('ARTIFACT', 'artifact.trit')
+    if not os.path.exists(artifact):
+        seed = int(os.environ.get('SEED', 1337))
+        arrays, _ = train_weights(process, data_path, seed, log)
+        calibration = find_calibration(process, arrays, data_path, log)
+        if process.rank == 0:
+            atomic_write(artifact, make_artifact(arrays, calibration))
+        total_over_ranks(0.0, process)
+    with open(artifact, 'rb') as file:
+        data = file.read()
+    log.line(f'Serialized model: {len(data)} bytes')
+    begin = time.perf_counter()
+    rows_at = [int(position) for position in os.environ.get('ROWS_AT', '').split(',') if position]
+    loaded = load_artifact(data)
+    score, losses, rows = score_rows(process, loaded, data_path, tokenizer, log, rows_at)
+    spent = (time.perf_counter() - begin) * 1000
+    log.line(f'final_ternary_roundtrip_exact val_loss:{score.loss:.8f} val_bpb:{score.bpb:.8f} tokens:{score.tokens} bytes:{score.bytes} stride:64 eval_time:{spent:.0f}ms')
+    if os.environ.get('LOSSES') and process.rank == 0:
+        atomic_write(os.environ['LOSSES'], losses.tobytes())
+    if os.environ.get('ROWS') and process.rank == 0:
+        atomic_write(os.environ['ROWS'], rows.tobytes())
+
+
+if __name__ == "__main__":
+    main()
