@@ -9,22 +9,17 @@ the machine was. Lines are appended to --log as they come, with every loss count
 import argparse
 import json
 import time
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
-from trit.config import RunArgs
+from benchmarks.trained import load_trained
 from trit.config_load import with_overrides
 from trit.data.byte_count import byte_table
 from trit.data.loader import calibration_tokens, validation_tokens
 from trit.data.manifest import resolve_tokenizer
 from trit.eval.score import score_tokens, summarise
 from trit.eval.temperature import fit_sharpness
-from trit.models import load_arch
 from trit.ops import torch_ops
-from trit.submission import load_artifact, make_artifact
-from trit.train.checkpoint import load_checkpoint, trained_arrays
 from trit.train.torch_backend import evaluator, start_process
 
 
@@ -36,11 +31,7 @@ def main():
     parser.add_argument("--log", help="file that the result lines are appended to, as JSON")
     parser.add_argument("variants", nargs="+")
     options = parser.parse_args()
-    config, state, *_ = load_checkpoint(f"{options.run}/checkpoint.npz")
-    run = RunArgs(**json.loads((Path(options.run) / "run.json").read_text()))
-    arch = load_arch(config.model.name)
-    config = replace(config, eval=type(config.eval)())  # evaluation as it is by default; the variants say what differs
-    loaded = load_artifact(torch_ops, arch, config, make_artifact(torch_ops, arch, config, trained_arrays(state), {}))
+    config, run, arch, loaded = load_trained(options.run)
     tokens = (validation_tokens if options.text == "validation" else calibration_tokens)(config, run.data_path)
     tokens = tokens[: options.tokens or len(tokens)]
     table = byte_table(resolve_tokenizer(run.data_path, run.tokenizer_path), config.model.vocab_size)

@@ -11,21 +11,16 @@ every --step tokens. Model probabilities come from the run's packed and reloaded
 """
 
 import argparse
-import json
 import time
-from pathlib import Path
 
 import numpy as np
 
-from trit.config import RunArgs
+from benchmarks.trained import load_trained
 from trit.data.loader import calibration_tokens
 from trit.eval.mixture import NgramMixture, magnitude
 from trit.eval.ngram import NgramMemory
 from trit.eval.score import score_windows
-from trit.models import load_arch
 from trit.ops import torch_ops
-from trit.submission import load_artifact, make_artifact
-from trit.train.checkpoint import load_checkpoint, trained_arrays
 from trit.train.torch_backend import evaluator, start_process
 
 
@@ -33,7 +28,7 @@ def model_rows(model, config, tokens):
     """Log-probabilities float16 (n - 1, V) of sliding windows."""
     rows = np.zeros((len(tokens) - 1, config.model.vocab_size), np.float16)
     for start, first, width in score_windows(len(tokens) - 1, config.eval.eval_seq_len, config.eval.eval_stride):
-        rows[start + first : start + width] = model.rows(tokens[None, start : start + width])[0, first:]
+        rows[start + first : start + width] = model.rows(tokens[None, start : start + width], None, first)[0]
     return rows
 
 
@@ -125,10 +120,8 @@ def main():
     parser.add_argument("--order", type=int, default=5)
     parser.add_argument("--step", type=int, default=32)
     options = parser.parse_args()
-    config, state, *_ = load_checkpoint(f"{options.run}/checkpoint.npz")
-    run = RunArgs(**json.loads((Path(options.run) / "run.json").read_text()))
-    arch, vocab_size = load_arch(config.model.name), config.model.vocab_size
-    loaded = load_artifact(torch_ops, arch, config, make_artifact(torch_ops, arch, config, trained_arrays(state), {}))
+    config, run, arch, loaded = load_trained(options.run)
+    vocab_size = config.model.vocab_size
     tokens = calibration_tokens(config, run.data_path)[: options.tokens].astype(np.int64)
     rows = model_rows(evaluator(torch_ops, arch, config, loaded, start_process()), config, tokens)
     p = np.exp(rows[np.arange(len(rows)), tokens[1:]].astype(np.float64))

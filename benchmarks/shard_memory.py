@@ -15,7 +15,7 @@ import numpy as np
 
 from trit.config import CompressConfig, Config, EngramConfig, EvalConfig, ModelConfig, QuantConfig, TrackConfig, TrainConfig
 from trit.data.loader import open_loader
-from trit.data.shards import SHARD_MAGIC, SHARD_VERSION
+from trit.data.shards import shard_header
 
 TOKENS = 500_000_000
 BATCHES = 500
@@ -25,10 +25,8 @@ CHUNK = 5_000_000
 def make_shard(path):
     """Write TOKENS pseudo-random ids below 1024 piece by piece."""
     generator = np.random.default_rng(0)
-    header = np.zeros(256, "<i4")
-    header[:3] = SHARD_MAGIC, SHARD_VERSION, TOKENS
     with open(path, "wb") as file:
-        header.tofile(file)
+        file.write(shard_header(TOKENS))
         for _ in range(TOKENS // CHUNK):
             generator.integers(0, 1024, CHUNK, np.uint16).tofile(file)
 

@@ -38,11 +38,24 @@ def leaky(tokens):
     return causal(tokens) + np.append(tokens[2:], 0)
 
 
+def prefix_replay(score, tokens, vocab_size, cuts, seed=0):
+    """Replace the tail of `tokens` from each index in `cuts` by noise: every loss before it must stay the same, bit for bit.
+
+    `score` maps tokens (n,) to losses (n - 1,).
+    """
+    generator, tokens, runs = np.random.default_rng(seed), np.asarray(tokens), []
+    for first in cuts:
+        changed = tokens.copy()
+        changed[first:] = generator.integers(0, vocab_size, len(tokens) - first)
+        runs.append((first, score(changed)))
+    return checks.prefix_kept("prefix replay", score(tokens), runs, 0.0)
+
+
 def test_prefix_replay_passes_a_causal_scorer_and_catches_a_leak():
     tokens = np.random.default_rng(1).integers(0, 50, 300)
-    assert checks.prefix_replay(causal, tokens, 50, [2, 17, 100, 299]).verdict == "pass"
-    assert checks.prefix_replay(leaky, tokens, 50, [17]).verdict == "fail"
-    assert checks.prefix_replay(causal, tokens, 50, []).verdict == "fail"  # nothing was tried
+    assert prefix_replay(causal, tokens, 50, [2, 17, 100, 299]).verdict == "pass"
+    assert prefix_replay(leaky, tokens, 50, [17]).verdict == "fail"
+    assert prefix_replay(causal, tokens, 50, []).verdict == "fail"  # nothing was tried
     short = checks.prefix_kept("x", np.ones(5), [(3, np.ones(4))], 0.0)
     assert short.verdict == "fail" and "4 losses instead of 5" in short.evidence
     within = [(4, np.array([1.0, 1.0005, 1.0, 9.0, 9.0]))]

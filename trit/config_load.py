@@ -98,13 +98,26 @@ def check_environment(environ, names):
                 raise ValueError(f"environment variable {variable} is unknown; did you mean {name}? (unset it if it is not for trit)")
 
 
+def read_tracks():
+    """{track: its `TrackConfig` values} of configs/tracks.toml."""
+    with open(TRACKS, "rb") as file:
+        return tomllib.load(file)
+
+
 def load_track(name):
     """`TrackConfig` values of one track of configs/tracks.toml."""
-    with open(TRACKS, "rb") as file:
-        tracks = tomllib.load(file)
+    tracks = read_tracks()
     if name not in tracks:
         raise ValueError(near(name, list(tracks), f"unknown track {name!r}"))
     return tracks[name]
+
+
+def split_override(item):
+    """(key, value) of a `key=value` string; ValueError on another form."""
+    key, sign, value = item.partition("=")
+    if not sign:
+        raise ValueError(f"{item!r} is not of the form key=value, for example model.num_layers=4")
+    return key.removeprefix("--"), value
 
 
 def load(preset=None, environ=None, overrides=(), world_size=1):
@@ -114,11 +127,7 @@ def load(preset=None, environ=None, overrides=(), world_size=1):
     """
     environ = os.environ if environ is None else environ
     layers = [("preset", read_toml(preset) if preset else {}), ("override", {})]
-    for item in overrides:
-        key, sign, value = item.partition("=")
-        if not sign:
-            raise ValueError(f"{item!r} is not of the form key=value, for example model.num_layers=4")
-        layers[1][1][key.removeprefix("--")] = value
+    layers[1][1].update(map(split_override, overrides))
     preset_values, override_values = layers[0][1], layers[1][1]
     choices = (override_values.get("model.name"), environ.get("ARCHITECTURE"), preset_values.get("model.name"))
     chosen = next((name for name in choices if name), ModelConfig.name)
@@ -169,14 +178,11 @@ def from_dict(values):
 def with_overrides(config, overrides):
     """`config` with `key=value` strings applied and validated again."""
     values, fields = to_dict(config), known_fields(type(config.arch))
-    for item in overrides:
-        key, sign, value = item.partition("=")
-        if not sign:
-            raise ValueError(f"{item!r} is not of the form key=value, for example eval.ngram_order=5")
-        section, name = full_key(key.removeprefix("--"), fields).split(".")
+    for key, value in map(split_override, overrides):
+        section, name = full_key(key, fields).split(".")
         if section not in values:
             raise ValueError(f"{key} belongs to a run, not to its model; it cannot be changed here")
-        values[section][name] = convert(key, value, fields[f"{section}.{name}"])
+        values[section][name] = value
     changed = from_dict(values)
     validate(changed)
     return changed

@@ -16,15 +16,20 @@ HEADER_BYTES = 1024
 CHECK_TOKENS = 4_194_304
 
 
+def shard_header(count):
+    """The header of a shard of `count` tokens, bytes."""
+    header = np.zeros(HEADER_BYTES // 4, "<i4")
+    header[:3] = SHARD_MAGIC, SHARD_VERSION, count
+    return header.tobytes()
+
+
 def write_shard(path, tokens):
     """Write the 1-D integer ids `tokens` (0 to 65535) to `path`; ValueError names the first id that does not fit."""
     tokens = np.asarray(tokens)
     wrong = np.flatnonzero((tokens < 0) | (tokens > 65535)) if tokens.dtype != np.uint16 else []
     if len(wrong):
         raise ValueError(f"{path}: token {wrong[0]} is {tokens[wrong[0]]}; shards hold ids from 0 to 65535")
-    header = np.zeros(HEADER_BYTES // 4, "<i4")
-    header[:3] = SHARD_MAGIC, SHARD_VERSION, len(tokens)
-    atomic_write(path, [header.tobytes(), np.ascontiguousarray(tokens, "<u2").data])
+    atomic_write(path, [shard_header(len(tokens)), np.ascontiguousarray(tokens, "<u2").data])
 
 
 def shard_length(path):

@@ -129,19 +129,6 @@ def prefix_kept(name, base, runs, tolerance):
     return check(name, runs and not moved, evidence)
 
 
-def prefix_replay(score, tokens, vocab_size, cuts, seed=0):
-    """Replace the tail of `tokens` from each index in `cuts` by noise: every loss before it must stay the same, bit for bit.
-
-    `score` maps tokens (n,) to losses (n - 1,).
-    """
-    generator, tokens, runs = np.random.default_rng(seed), np.asarray(tokens), []
-    for first in cuts:
-        changed = tokens.copy()
-        changed[first:] = generator.integers(0, vocab_size, len(tokens) - first)
-        runs.append((first, score(changed)))
-    return prefix_kept("prefix replay", score(tokens), runs, 0.0)
-
-
 def normalised(rows, losses, targets, name="normalised"):
     """Rows are log-probabilities that sum to one, and each loss is minus the row at its target: (N, V), (N,), (N,)."""
     rows, losses = np.asarray(rows, np.float64), np.asarray(losses)

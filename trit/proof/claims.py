@@ -27,7 +27,7 @@ README_SIZES = (
 )
 README_SCORE = re.compile(r"^# .*?: ([\d.]+) bits per byte", re.MULTILINE)
 TRAIN_TIME = re.compile(r"^(?:step:|stopping_early:).*?train_time:(\d+)ms", re.MULTILINE)
-WARM_UP = re.compile(r"warmup_time:(\d+)ms")
+WARM_UP = re.compile(r"^warmup_step:\S+ warmup_time:(\d+)ms", re.MULTILINE)
 REQUIRED_FILES = ("README.md", "submission.json", "config.json", "train_gpt.py", "artifact.trit", "requirements.txt")
 REQUIRED_FIELDS = (
     "author",
@@ -65,6 +65,11 @@ def final_line(text):
         return None
     pairs = dict(part.split(":", 1) for part in found[-1].split() if ":" in part)
     return {name: float(value) for name, value in pairs.items() if re.fullmatch(r"[-+\d.einfa]+", value)}
+
+
+def logged_seconds(entry, pattern):
+    """Seconds, from milliseconds, of every line of the log that `pattern` finds."""
+    return [int(time) / 1000 for time in pattern.findall(entry.log)]
 
 
 def complete(entry):
@@ -107,7 +112,7 @@ def claimed_scores(entry):
         wrong.append(
             f"README.md: {headline.group(1) if headline else 'no score in its title'}, submission.json {submission['val_bpb']:.4f}"
         )
-    times = [int(time) / 1000 for time in TRAIN_TIME.findall(entry.log)]
+    times = logged_seconds(entry, TRAIN_TIME)
     if times and abs(max(times) - submission.get("train_time_seconds", 0.0)) > 1.0:
         wrong.append(f"train.log: trained {max(times):.1f}s, submission.json {submission.get('train_time_seconds')}s")
     return check("claimed scores", not wrong, f"submission.json, README.md and train.log compared; wrong: {'; '.join(wrong) or 'none'}")
@@ -175,14 +180,13 @@ def training_seconds(entry):
     """The longest training of any seed in seconds, with what read training text after it, or None."""
     own = entry.submission.get("train_time_seconds")
     others = [result["train_time_s"] for result in entry.submission.get("seed_results", {}).values() if "train_time_s" in result]
-    logged = [int(time) / 1000 for time in TRAIN_TIME.findall(entry.log)]
-    known = [seconds for seconds in (own, *others, *logged) if seconds is not None]
+    known = [seconds for seconds in (own, *others, *logged_seconds(entry, TRAIN_TIME)) if seconds is not None]
     return max(known) + entry.submission.get("calibration_seconds", 0.0) if known else None
 
 
 def warm_up(entry):
     """What the log says of seconds spent before the training clock started, in words."""
-    spent = [int(time) / 1000 for time in WARM_UP.findall(entry.log)]
+    spent = logged_seconds(entry, WARM_UP)
     return f"; compiling and warm-up before the clock, with states restored and not counted: {max(spent):.1f}s" if spent else ""
 
 

@@ -5,16 +5,15 @@ Nothing in it is believed: it holds the bytes that are judged and the claims tha
 
 import hashlib
 import json
-import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from trit.config_load import read_tracks
 from trit.data.manifest import MANIFEST_NAME, read_manifest
-from trit.data.shards import HEADER_BYTES, SHARD_MAGIC, SHARD_VERSION, read_shard, shard_files
+from trit.data.shards import read_shard, shard_files, shard_header
 
-TRACKS = Path(__file__).resolve().parents[2] / "configs" / "tracks.toml"
 LIMITS = ("cap_bytes", "train_seconds", "eval_seconds")
 PROGRAM, ARTIFACT, TOKENIZER = "train_gpt.py", "artifact.trit", "tokenizer.model"
 EVALUATION_DEFAULTS = {"eval_chunk_tokens": 1024, "memory_chunk_tokens": 1024}  # what records from before this setting do
@@ -128,9 +127,7 @@ def config_sha256(config):
 
 def track_limits(config):
     """{cap_bytes, train_seconds, eval_seconds}: the stricter of the record's settings and of the track they name. 0 is no limit."""
-    with open(TRACKS, "rb") as file:
-        official = tomllib.load(file).get(config["track"]["track"], {})
-    limits = {}
+    official, limits = read_tracks().get(config["track"]["track"], {}), {}
     for name in LIMITS:
         values = [value for value in (config["track"][name], official.get(name, 0)) if value]
         limits[name] = min(values, default=0)
@@ -149,11 +146,4 @@ def given_files(entry, tokens=None):
         files[f"data/{MANIFEST_NAME}"] = entry.data / MANIFEST_NAME
     if tokens is None:
         return files | {f"data/{Path(path).name}": path for path in entry.shards}
-    return files | {f"data/{Path(entry.shards[0]).name}": shard_bytes(tokens)}
-
-
-def shard_bytes(tokens):
-    """A token shard in memory."""
-    header = np.zeros(HEADER_BYTES // 4, "<i4")
-    header[:3] = SHARD_MAGIC, SHARD_VERSION, len(tokens)
-    return header.tobytes() + np.asarray(tokens, "<u2").tobytes()
+    return files | {f"data/{Path(entry.shards[0]).name}": shard_header(len(tokens)) + np.asarray(tokens, "<u2").tobytes()}
