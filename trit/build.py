@@ -169,7 +169,7 @@ def build_behind(firewall, run_folder, run, overrides, shake, name, root, about,
     counted = shaken if shake else whole
     verify(counted)
     log.line(f"Code size: {len(counted.wrapped)} bytes (shaken {len(shaken.wrapped)}, unshaken {len(whole.wrapped)})")
-    rows = sizes(specs, unpack(specs, artifact), artifact)
+    rows = sizes(config, specs, unpack(config, specs, artifact), artifact)
     log.line(size_table(rows))
     check_budget(len(counted.wrapped), len(artifact), config.track.cap_bytes)
 

@@ -50,11 +50,18 @@ class QuantConfig:
     ternary_threshold: float = setting(0.5, "weights below this share of the group's mean magnitude become zero")
     ternary_scale: str = setting("absmean", "group scale: mean magnitude, or least squares", choices=("absmean", "least_squares"))
     int_clip: float = setting(2.5, "range of the integer grids in multiples of the group's RMS")
-    embed_bits: int = setting(4, "bits of the embedding rows, 2 to 8")
+    embed_bits: int = setting(4, "bits of the embedding rows: 1 ternary, 2 to 8 a grid, 16 floats")
     embed_group_size: int = setting(0, "embedding weights that share one scale; 0 is one row")
-    engram_bits: int = setting(4, "bits of the engram rows, 2 to 8; 1 stores them ternary")
+    engram_bits: int = setting(4, "bits of the engram rows, likewise")
     engram_clip: float = setting(2.0, "the same range for the integer grid of the engram rows; 2 bits and 2.0 make sparse trits")
     engram_group_size: int = setting(4096, "engram weights that share one scale; a multiple or a divisor of the row")
+    scalar_bits: int = setting(16, "bits of gains, scales and biases, likewise; on a grid they are distances from their start")
+    scalar_clip: float = setting(4.0, "range of the grid of gains, scales and biases in multiples of the tensor's RMS")
+    scale_steps: int = setting(0, "scales that can be stored in every doubling; 0 stores them as 16-bit floats")
+    rotate_matrices: bool = setting(
+        False, "store the groups of the large matrices Hadamard-rotated, in training as in the artifact", env="TURBO_QUANT_TRAIN"
+    )
+    rotate_embedding: bool = setting(False, "the same for the groups of the embedding")
     full_precision_fraction: float = setting(0.0, "share of the budget trained before rounding is switched on")
 
 
@@ -95,6 +102,10 @@ class CompressConfig:
     calibration_tokens: int = setting(16384, "tokens of held-out training text that calibration may read")
     calibration_evals: int = setting(48, "most loss evaluations calibration may spend; 0 switches the search off")
     code_bytes_reserve: int = setting(14_000, "bytes that the plan before training sets aside for the counted code")
+    coders: str = setting(
+        "entropy", "entropy: the adaptive coder alone; all: brotli and LZMA too, the smallest for every stream", choices=("entropy", "all")
+    )
+    allocate: bool = setting(False, "the artifact says each tensor's bits, as an allocator chose them, instead of the settings")
     calibration_seconds: float = setting(20.0, "most seconds calibration may spend")
 
 
@@ -220,9 +231,15 @@ def validate(config, world_size=1):
             engram.engram_heads,
             "and engram_row_dim must be positive",
         )
-    require(2 <= quant.embed_bits <= 8, "quant.embed_bits", quant.embed_bits, "must be 2 to 8")
     require(2 <= quant.matrix_bits <= 8, "quant.matrix_bits", quant.matrix_bits, "must be 2 to 8")
-    require(1 <= quant.engram_bits <= 8, "quant.engram_bits", quant.engram_bits, "must be 1 (ternary) to 8")
+    for name in ("embed_bits", "engram_bits", "scalar_bits"):
+        require(getattr(quant, name) in (1, 2, 3, 4, 5, 6, 7, 8, 16), f"quant.{name}", getattr(quant, name), "must be 1 to 8, or 16")
+    for name in ("int_clip", "engram_clip", "scalar_clip"):
+        require(getattr(quant, name) > 0, f"quant.{name}", getattr(quant, name), "must be positive")
+    require(0 <= quant.scale_steps <= 256, "quant.scale_steps", quant.scale_steps, "must be 0 (16-bit floats) to 256")
+    if quant.rotate_matrices and quant.matrix_scheme != "fp16":
+        size = quant.bitnet_group_size
+        require(size & (size - 1) == 0, "quant.bitnet_group_size", size, "must be a power of two where quant.rotate_matrices is on")
     require(quant.bitnet_group_size > 0, "quant.bitnet_group_size", quant.bitnet_group_size, "must be positive")
     require(0 < quant.ternary_threshold < 2, "quant.ternary_threshold", quant.ternary_threshold, "must lie between 0 and 2")
     for name in ("warmup_fraction", "warmdown_fraction", "min_lr", "ema_start_fraction"):

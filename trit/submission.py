@@ -58,13 +58,13 @@ def find_calibration(ops, arch, cfg, process, arrays, data_path, log):
 def make_artifact(ops, arch, cfg, arrays, calibration):
     """Trained arrays -> the artifact's bytes."""
     specs = artifact_specs(arch, cfg)
-    return pack(specs, quantize(ops, cfg, specs, {name: ops.from_numpy(array) for name, array in arrays.items()}, calibration))
+    return pack(cfg, specs, quantize(ops, cfg, specs, {name: ops.from_numpy(array) for name, array in arrays.items()}, calibration))
 
 
 def load_artifact(ops, arch, cfg, data):
     """The artifact's bytes -> {name: float32 array}."""
     specs = artifact_specs(arch, cfg)
-    return dequantize(ops, specs, unpack(specs, data))
+    return dequantize(ops, cfg, specs, unpack(cfg, specs, data))
 
 
 def score_rows(ops, arch, cfg, process, arrays, data_path, tokenizer_path, log, rows_at):

@@ -15,7 +15,7 @@ CALIBRATION_CANDIDATES = ((0.6, True), (0.5, True), (0.7, True), (0.6, False))
 
 def stored_arrays(ops, cfg, specs, p, calibration):
     """{name: float32 array} exactly as a reloaded artifact would hold the parameters `p` (arrays of the backend)."""
-    return dequantize(ops, specs, quantize(ops, cfg, specs, p, calibration))
+    return dequantize(ops, cfg, specs, quantize(ops, cfg, specs, p, calibration))
 
 
 def output_change(ops, cfg, spec, p, stored, moments, choice):

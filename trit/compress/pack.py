@@ -1,52 +1,33 @@
 """Quantised tensors <-> the bytes of the artifact. `docs/format.md` gives the container byte for byte.
 
-The table of specs drives the decoding, never the file: shapes, grids and the most bytes a stream may expand to are known before a
-byte is read, so a hostile file costs no more memory than the model itself. Whatever is wrong raises PackError with one sentence.
+The table of specs drives the decoding, never the file: shapes, grids and the number of symbols are known before a byte is read, so a
+hostile file costs no more memory and time than the model itself. Whatever is wrong raises PackError with one sentence.
 """
 
 import hashlib
-import lzma
 import struct
 
-import brotli
 import numpy as np
 
-from trit.compress.quantize import SMALLEST_SCALE, QuantTensor, group_counts, group_layout
+from trit.compress.entropy import Stream, decode_streams, encode_streams, lane_count, mode_known
+from trit.compress.layouts import PackError, compress_stream, ensure_packable, expand_stream
+from trit.compress.quantize import SMALLEST_SCALE, QuantTensor, group_counts, group_layout, scale_table
 
 PACK_MAGIC = b"TRIT"
-PACK_VERSION = 1
+PACK_VERSION = 2
 PACK_HEADER = "<4sB8s8s"  # magic, version, fingerprint of the specs, checksum of everything but itself
-STREAM_HEADER = "<BI"  # method (order << 7 | layout << 4 | compressor), length in the file
-MASK_LAYOUT = 6  # one bit a trit says whether it is kept, one bit a kept trit gives its sign; layouts 1 to 5 are digits a byte
-BITS_LAYOUT = 7  # as many bits as the grid needs, high bit first
-BY_COLUMN = 128  # each tensor's codes stand column by column: columns often differ in scale more than rows do
-STORED = 0
-BROTLI = 1
-LZMA = 2
+HEADER_BYTES = 21
+OTHER_CODER = 16  # modes from here on are methods of trit/compress/layouts.py
+ROTATED = 16  # in the table of storages
 
 
-class PackError(ValueError):
-    """The bytes are not an artifact of this configuration, or the tensors cannot be stored in one."""
-
-
-def ensure_packable(holds, message):
-    """PackError with `message` unless `holds`."""
-    if not holds:
-        raise PackError(message)
-
-
-def spec_fingerprint(specs):
-    """8 bytes that differ between tables of tensors: sha256 over one text line a tensor."""
-    lines = [f"{s.name} {'x'.join(map(str, s.shape))} {s.scheme} {s.bits} {s.group_size} {s.group}\n" for s in specs]
+def spec_fingerprint(cfg, specs):
+    """8 bytes that differ between tables of tensors: sha256 over one text line a tensor, after one for the scales."""
+    lines = [f"scales {cfg.quant.scale_steps}\n"]
+    for s in specs:
+        start = s.value if s.init == "constant" and s.scheme != "fp16" else 0
+        lines.append(f"{s.name} {'x'.join(map(str, s.shape))} {s.scheme} {s.bits} {s.group_size} {start:g} {int(s.rotate)}\n")
     return hashlib.sha256("".join(lines).encode()).digest()[:8]
-
-
-def spec_kinds(specs):
-    """{(scheme, bits, optimiser group): [spec, ...]} in order of first appearance: tensors of a kind share their streams."""
-    kinds = {}
-    for spec in specs:
-        kinds.setdefault((spec.scheme, spec.bits, spec.group), []).append(spec)
-    return kinds
 
 
 def grid_top(spec):
@@ -59,107 +40,39 @@ def real_entries(spec):
     return np.arange(spec.group_size) < group_counts(spec)
 
 
-def stream_table(specs):
-    """[(base, count), ...]: the artifact's streams, each `count` digits below `base`. Codes first, then the two bytes of the halves."""
-    table = []
-    for (scheme, _, _), members in spec_kinds(specs).items():
-        count = sum(int(np.prod(spec.shape)) for spec in members)
-        if scheme != "fp16":
-            table.append((2 * grid_top(members[0]) + 1, count))
-            count = sum(group_layout(spec)[0] for spec in members)
-        table += [(256, count), (256, count)]
-    return table
+def stream_table(cfg, specs):
+    """[Stream, ...] of the artifact: each tensor's codes and scale places; last the two bytes of all 16-bit floats, high bytes first."""
+    table, halves = [], 0
+    for spec in specs:
+        count = int(np.prod(spec.shape))
+        if spec.scheme != "fp16":
+            table.append(Stream(2 * grid_top(spec) + 1, count, spec.shape[-1]))
+            count = group_layout(spec)[0]
+        if cfg.quant.scale_steps and spec.scheme != "fp16":
+            table.append(Stream(29 * cfg.quant.scale_steps + 1, count, 1))
+        else:
+            halves += count
+    return table + [Stream(256, halves, 1)] * 2 if halves else table
 
 
-def stream_layouts(base):
-    """Ways to write digits below `base` as bytes that are worth trying (measured on Gaussian weights: docs/format.md)."""
-    if base == 3:
-        return 5, MASK_LAYOUT
-    if base < 17:
-        return 1, 2
-    return (1, BITS_LAYOUT) if base < 128 else (1,)
+def storage_byte(spec):
+    """One byte that says how a tensor is stored: its bits (1 ternary, 0 float16), and whether it is rotated."""
+    return {"ternary": 1, "fp16": 0}.get(spec.scheme, spec.bits) + ROTATED * spec.rotate
 
 
-def layout_size(base, count, layout):
-    """Bytes that `count` digits take in a layout; for the mask layout the most they can take."""
-    if layout == MASK_LAYOUT:
-        return 2 * -(-count // 8)
-    return -(-count * base.bit_length() // 8) if layout == BITS_LAYOUT else -(-count // layout)
-
-
-def write_digits(digits, base, layout):
-    """uint8 digits below `base` -> bytes."""
-    if layout == MASK_LAYOUT:
-        return np.packbits(digits != 1).tobytes() + np.packbits(digits[digits != 1] > 1).tobytes()
-    if layout == BITS_LAYOUT:
-        return np.packbits(np.unpackbits(digits[:, None], axis=1)[:, 8 - base.bit_length() :]).tobytes()
-    digits = np.concatenate([digits, np.zeros(-len(digits) % layout, np.uint8)])
-    total = digits[layout - 1 :: layout]
-    for place in range(layout - 2, -1, -1):
-        total = total * np.uint8(base) + digits[place::layout]
-    return total.tobytes()
-
-
-def read_digits(data, base, count, layout):
-    """Inverse of `write_digits`: (count,) uint8. PackError unless writing the result again gives `data`."""
-    raw = np.frombuffer(data.ljust(layout_size(base, count, layout), b"\0"), np.uint8)
-    if layout == MASK_LAYOUT:
-        kept = np.unpackbits(raw[: -(-count // 8)])[:count] > 0
-        digits = np.ones(count, np.uint8)
-        digits[kept] = 2 * np.unpackbits(raw[-(-count // 8) :])[: kept.sum()]
-    elif layout == BITS_LAYOUT:
-        width = base.bit_length()
-        places = np.unpackbits(raw)[: count * width].reshape(count, width)
-        digits = np.packbits(places, axis=1)[:, 0] >> np.uint8(8 - width)
-    else:
-        digits, rest = np.empty((len(raw), layout), np.uint8), raw.astype(np.uint16)
-        for place in range(layout):
-            rest, digits[:, place] = np.divmod(rest, base)
-        digits = digits.reshape(-1)[:count]
-    again = write_digits(digits, base, layout)
-    ensure_packable(digits.max() < base and again == data, f"a stream does not hold exactly {count} codes of a grid of {base} values")
-    return digits
-
-
-def compress_stream(orders, base):
-    """uint8 digits, in row order and where allowed also in column order -> (method byte, bytes), the smallest of all choices.
-
-    A fast setting of the compressor picks order and layout.
-    """
-    best = None
-    for order, digits in enumerate(orders):
-        for layout in stream_layouts(base):
-            raw = write_digits(digits, base, layout)
-            for compressor, data in (STORED, raw), (BROTLI, brotli.compress(raw, quality=9, lgwin=24)):
-                if not best or len(data) < len(best[1]):
-                    best = (order * BY_COLUMN | layout << 4 | compressor, data, raw)
-    method, raw = best[0] & 240, best[2]
-    thorough = brotli.compress(raw, quality=11, lgwin=24)
-    filtered = lzma.compress(raw, lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "dict_size": max(4096, len(raw))}])
-    return min(best[:2], (method | BROTLI, thorough), (method | LZMA, filtered), key=lambda choice: len(choice[1]))
-
-
-def expand_stream(method, data, base, count):
-    """Inverse of `compress_stream`; decompression stops where the stream outgrows its codes, so bombs cost no memory."""
-    layout, compressor = method >> 4 & 7, method & 15
-    ensure_packable(
-        layout in stream_layouts(base) and compressor <= LZMA and (base < 256 or method < BY_COLUMN),
-        f"method byte {method} is unknown for a grid of {base} values in format version {PACK_VERSION}",
-    )
-    limit, complete = layout_size(base, count, layout), True
-    try:
-        if compressor == BROTLI:
-            decoder = brotli.Decompressor()
-            data = decoder.process(data, output_buffer_limit=limit + 1)
-            complete = decoder.is_finished()
-        elif compressor == LZMA:
-            decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "dict_size": max(4096, limit)}])
-            data = decoder.decompress(data, limit + 1)
-            complete = decoder.eof and not decoder.unused_data
-    except (brotli.error, lzma.LZMAError) as fault:
-        raise PackError(f"a compressed stream is damaged: {fault}") from None
-    ensure_packable(complete and len(data) <= limit, f"a stream does not end after the at most {limit} bytes that {count} codes need")
-    return read_digits(data, base, count, layout)
+def stored_specs(cfg, specs, data):
+    """The specs as the artifact stores them: with compress.allocate the file says each tensor's scheme, bits and rotation."""
+    if cfg.compress.allocate:
+        table = data[HEADER_BYTES : HEADER_BYTES + len(specs)]
+        ensure_packable(len(table) == len(specs), f"the artifact is cut off: {len(data)} bytes do not hold {len(specs)} storages")
+        known = {0: ("fp16", 16), 1: ("ternary", 2), **{bits: ("int", bits) for bits in range(2, 9)}}
+        found = []
+        for spec, byte in zip(specs, table):
+            scheme = known.get(byte % ROTATED)
+            ensure_packable(byte < 2 * ROTATED and scheme is not None, f"{spec.name}: storage {byte} is unknown")
+            found.append(spec._replace(scheme=scheme[0], bits=scheme[1], rotate=byte >= ROTATED))
+        return found
+    return specs
 
 
 def check_tensor(spec, tensor):
@@ -180,70 +93,110 @@ def check_tensor(spec, tensor):
     ensure_packable(good, f"{name}: a scale is not a finite number of at least {SMALLEST_SCALE:.1e}")
 
 
-def pack(specs, tensors):
-    """{name: QuantTensor} of a table of specs -> the artifact. Equal tensors give equal bytes."""
+def stream_symbols(cfg, specs, tensors):
+    """[symbols (count,), ...] of the streams of `stream_table`."""
+    found, halves = [], []
+    for spec in specs:
+        codes, scales = tensors[spec.name]
+        if spec.scheme != "fp16":
+            found.append(codes[real_entries(spec)].astype(np.int16) + grid_top(spec))
+            codes = scales
+        if cfg.quant.scale_steps and spec.scheme != "fp16":
+            table = scale_table(cfg.quant.scale_steps)
+            places = np.minimum(table.searchsorted(scales[:, 0]), len(table) - 1)
+            ensure_packable((table[places] == scales[:, 0]).all(), f"{spec.name}: a scale is not one of quant.scale_steps")
+            found.append(places)
+        else:
+            halves.append(codes.reshape(-1))
+    if halves:
+        planes = np.concatenate(halves).astype("<f2").view(np.uint8)
+        found += [planes[1::2], planes[::2]]
+    return found
+
+
+def pack(cfg, specs, tensors):
+    """{name: QuantTensor} of a table of specs (as stored) -> the artifact. Equal tensors give equal bytes."""
     names = {spec.name for spec in specs}
     ensure_packable(names == set(tensors), f"tensors and specs differ in {', '.join(sorted(names ^ set(tensors)))}")
     for spec in specs:
         check_tensor(spec, tensors[spec.name])
-    streams = []
-    for (scheme, _, _), members in spec_kinds(specs).items():
-        halves = [tensors[spec.name].codes if scheme == "fp16" else tensors[spec.name].scales for spec in members]
-        if scheme != "fp16":
-            top = grid_top(members[0])
-            digits = [tensors[spec.name].codes[real_entries(spec)].view(np.uint8) + np.uint8(top) for spec in members]
-            turned = [part.reshape(-1, spec.shape[-1]).T.reshape(-1) for part, spec in zip(digits, members, strict=True)]
-            streams.append(compress_stream([np.concatenate(digits), np.concatenate(turned)], 2 * top + 1))
-        planes = np.concatenate([half.reshape(-1) for half in halves]).astype("<f2").view(np.uint8)
-        streams += [compress_stream([planes[1::2]], 256), compress_stream([planes[::2]], 256)]
-    body = b"".join([struct.pack(STREAM_HEADER, method, len(data)) for method, data in streams] + [data for _, data in streams])
-    head = struct.pack("<4sB8s", PACK_MAGIC, PACK_VERSION, spec_fingerprint(specs))
+    streams, symbols = stream_table(cfg, specs), stream_symbols(cfg, specs, tensors)
+    others = {}
+    if cfg.compress.coders == "all":
+        others = {i: compress_stream(stream, part) for i, (stream, part) in enumerate(zip(streams, symbols)) if stream.base < 257}
+    modes, others, coded = encode_streams(streams, symbols, others)
+    body = bytes(storage_byte(spec) for spec in specs) if cfg.compress.allocate else b""
+    body += bytes(modes) + b"".join(struct.pack("<I", len(other)) for other in others) + b"".join(others) + coded
+    head = struct.pack("<4sB8s", PACK_MAGIC, PACK_VERSION, spec_fingerprint(cfg, specs))
     return head + hashlib.sha256(head + body).digest()[:8] + body
 
 
-def read_streams(specs, data):
-    """Artifact -> [(method byte, offset, length), ...] as its header announces them, everything outside the streams checked."""
-    table = stream_table(specs)
-    offset = struct.calcsize(PACK_HEADER) + len(table) * struct.calcsize(STREAM_HEADER)
-    ensure_packable(data[:4] == PACK_MAGIC, f"not an artifact: it starts with {bytes(data[:4])!r}, not {PACK_MAGIC!r}")
+def check_header(cfg, specs, data):
+    """PackError unless magic, version, fingerprint and checksum are right."""
+    ensure_packable(data[:4] == PACK_MAGIC, f"not an artifact: it starts with {data[:4]!r}, not {PACK_MAGIC!r}")
     ensure_packable(data[4:5] == bytes([PACK_VERSION]), f"format version {list(data[4:5])} is not the known version {PACK_VERSION}")
-    ensure_packable(len(data) >= offset, f"the artifact is cut off: {len(data)} bytes where the header alone has {offset}")
+    ensure_packable(len(data) >= HEADER_BYTES, f"the artifact is cut off: {len(data)} bytes where the header alone has {HEADER_BYTES}")
     _, _, fingerprint, checksum = struct.unpack_from(PACK_HEADER, data)
-    wanted = spec_fingerprint(specs)
+    wanted = spec_fingerprint(cfg, specs)
     text = f"packed for another configuration: the file's tensors have fingerprint {fingerprint.hex()}, this configuration's {wanted.hex()}"
     ensure_packable(fingerprint == wanted, text)
-    streams = []
-    for i in range(len(table)):
-        method, length = struct.unpack_from(STREAM_HEADER, data, struct.calcsize(PACK_HEADER) + i * struct.calcsize(STREAM_HEADER))
-        streams.append((method, offset, length))
-        offset += length
-    ensure_packable(len(data) == offset, f"the artifact has {len(data)} bytes where its header announces {offset}")
-    good = hashlib.sha256(data[:13] + data[21:]).digest()[:8] == checksum
+    good = hashlib.sha256(data[:13] + data[HEADER_BYTES:]).digest()[:8] == checksum
     ensure_packable(good, "the artifact is damaged: its checksum does not match its bytes")
-    return streams
 
 
-def unpack(specs, data):
-    """Artifact -> {name: QuantTensor}, exactly the tensors that were packed; PackError where the file is not one of these specs."""
+def read_streams(cfg, specs, data):
+    """Artifact -> ([mode, ...], {stream: bytes of another coder}, bytes of the entropy coder), the header checked."""
+    check_header(cfg, specs, data)
+    streams = stream_table(cfg, specs)
+    at = HEADER_BYTES + (len(specs) if cfg.compress.allocate else 0)
+    modes, at = list(data[at : at + len(streams)]), at + len(streams)
+    ensure_packable(at <= len(data), f"the artifact is cut off: {len(data)} bytes where {len(streams)} streams have modes")
+    others = {}
+    if cfg.compress.coders == "all":
+        other = [i for i, mode in enumerate(modes) if mode >= OTHER_CODER]
+        ensure_packable(at + 4 * len(other) <= len(data), "the artifact is cut off inside the lengths of its streams")
+        lengths = struct.unpack_from(f"<{len(other)}I", data, at)
+        at += 4 * len(other)
+        ensure_packable(at + sum(lengths) <= len(data), f"the artifact has {len(data)} bytes where its streams need more")
+        for i, length in zip(other, lengths):
+            others[i], at = data[at : at + length], at + length
+    for stream, mode in zip(streams, modes):
+        good = mode_known(stream, mode) or (cfg.compress.coders == "all" and mode >= OTHER_CODER)
+        ensure_packable(good, f"mode {mode} is unknown for a stream of {stream.count} symbols below {stream.base}")
+    return modes, others, data[at:]
+
+
+def unpack(cfg, specs, data):
+    """Artifact -> {name: QuantTensor}, exactly the tensors that were packed; PackError where the file is not one of these specs
+    (as stored)."""
     data = bytes(data)
-    found = zip(stream_table(specs), read_streams(specs, data), strict=True)
-    streams = ((method, expand_stream(method, data[start : start + size], *shape)) for shape, (method, start, size) in found)
-    tensors = {}
-    for (scheme, _, _), members in spec_kinds(specs).items():
-        method, digits = (0, None) if scheme == "fp16" else next(streams)
-        high, low = next(streams)[1], next(streams)[1]
-        halves = np.stack([low, high], 1).view("<f2")[:, 0].astype(np.float16)
-        for spec in members:
-            if scheme == "fp16":
-                values, halves = np.split(halves, [int(np.prod(spec.shape))])
-                tensors[spec.name] = QuantTensor(values.reshape(spec.shape), None)
-            else:
-                part, digits = np.split(digits, [int(np.prod(spec.shape))])
-                scales, halves = np.split(halves, [group_layout(spec)[0]])
-                if method >= BY_COLUMN:
-                    part = part.reshape(spec.shape[-1], -1).T.reshape(-1)
-                codes = np.zeros(group_layout(spec)[:2], np.int8)
-                codes[real_entries(spec)] = part.view(np.int8) - np.int8(grid_top(spec))
-                tensors[spec.name] = QuantTensor(codes, scales[:, None])
-            check_tensor(spec, tensors[spec.name])
+    streams = stream_table(cfg, specs)
+    modes, others, coded = read_streams(cfg, specs, data)
+    good = len(coded) % 4 == 0 and len(coded) >= 8 * lane_count(streams)
+    ensure_packable(good, f"the artifact is cut off: {len(coded)} bytes for {lane_count(streams)} lanes of its coder")
+    try:
+        found = decode_streams(streams, modes, coded)
+    except IndexError:
+        raise PackError("the artifact ends before its symbols do, or goes on behind them") from None
+    if cfg.compress.coders == "all":
+        for i, other in others.items():
+            found[i] = expand_stream(streams[i], modes[i], other)
+    parts = iter(found)
+    halves = np.zeros(0, np.float16)
+    if streams[-1].base == 256:
+        halves = np.stack([found[-1], found[-2]], 1).astype(np.uint8).view("<f2")[:, 0].astype(np.float16)
+        ensure_packable(np.isfinite(halves).all(), "a 16-bit number is not finite")
+    tensors, at = {}, 0
+    for spec in specs:
+        groups = None
+        if spec.scheme != "fp16":
+            groups = np.zeros(group_layout(spec)[:2], np.int8)
+            groups[real_entries(spec)] = next(parts).astype(np.int16) - grid_top(spec)
+        if cfg.quant.scale_steps and spec.scheme != "fp16":
+            tensors[spec.name] = QuantTensor(groups, scale_table(cfg.quant.scale_steps)[next(parts)][:, None])
+            continue
+        count = int(np.prod(spec.shape)) if groups is None else len(groups)
+        values, at = halves[at : at + count], at + count
+        ensure_packable(groups is None or values.min() >= SMALLEST_SCALE, f"{spec.name}: a scale is below {SMALLEST_SCALE:.1e}")
+        tensors[spec.name] = QuantTensor(values.reshape(spec.shape), None) if groups is None else QuantTensor(groups, values[:, None])
     return tensors

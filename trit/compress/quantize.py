@@ -1,13 +1,15 @@
 """The one rounding rule. Training, calibration, packing, loading and diagnostics all call this encode/decode pair.
 
-A tensor is cut into groups that share one 16-bit scale (`group_layout`); ternary codes are -1, 0, 1, integer codes lie in a symmetric grid.
-A loaded artifact is (codes, scales) decoded once: nothing is ever rounded twice.
+A tensor is cut into groups that share one scale (`group_layout`); ternary codes are -1, 0, 1, integer codes lie in a symmetric grid.
+Scales are float16 numbers, or with quant.scale_steps those that stand in `scale_table`. A loaded artifact is (codes, scales) decoded once: nothing is ever rounded twice.
 """
 
 import math
 from typing import NamedTuple
 
 import numpy as np
+
+from trit.compress.hadamard import rotate
 
 SMALLEST_SCALE = 6.103515625e-05  # the smallest normal float16: a scale of zero would lose its group for ever
 
@@ -75,9 +77,24 @@ def group_mean(ops, spec, x):
     return total / (ops.from_numpy(group_counts(spec), total) if padding else size)
 
 
-def half_scale(ops, x):
-    """Scales as they will be stored: rounded to float16, never below its smallest normal number, in float32."""
-    return ops.maximum(ops.cast(ops.cast(x, "float16"), "float32"), SMALLEST_SCALE)
+def rotates(cfg):
+    """Whether any tensor is stored rotated."""
+    return cfg.quant.rotate_matrices or cfg.quant.rotate_embedding
+
+
+def scale_table(steps):
+    """The scales that can be stored, float16 and rising: `steps` in every doubling from the smallest normal float16 to 2**15."""
+    return np.exp2(np.arange(29 * steps + 1) / steps - 14.0).astype(np.float16)
+
+
+def stored_scale(ops, cfg, x):
+    """Scales (groups, 1) as they will be stored, in float32: the nearest (in ratio) of `scale_table`, or the nearest float16 that is normal."""
+    x = ops.maximum(ops.cast(ops.cast(x, "float16"), "float32"), SMALLEST_SCALE)
+    if cfg.quant.scale_steps:
+        place = ops.round((ops.log(x) * (1.0 / math.log(2.0)) + 14.0) * cfg.quant.scale_steps)
+        place = ops.cast(ops.clip(place, 0.0, 29.0 * cfg.quant.scale_steps), "int64")
+        return ops.take(ops.from_numpy(scale_table(cfg.quant.scale_steps).astype(np.float32)[:, None], x), place[:, 0])
+    return x
 
 
 def encode(ops, cfg, spec, x, calibration):
@@ -88,25 +105,36 @@ def encode(ops, cfg, spec, x, calibration):
     """
     if spec.scheme == "fp16":
         return ops.cast(x, "float16"), None
+    if cfg.quant.scalar_bits < 16 and spec.init == "constant":
+        x = x - spec.value
     groups = to_groups(ops, spec, x)
+    if rotates(cfg) and spec.rotate:
+        groups = rotate(ops, groups)
     if spec.scheme == "int":
         top = 2 ** (spec.bits - 1) - 1
-        scales = half_scale(ops, ops.sqrt(group_mean(ops, spec, groups * groups)) * (spec.clip / top))
+        scales = stored_scale(ops, cfg, ops.sqrt(group_mean(ops, spec, groups * groups)) * (spec.clip / top))
         return ops.clip(ops.round(groups / scales), -top, top), scales
     threshold, refit = calibration.get(spec.name, (cfg.quant.ternary_threshold, cfg.quant.ternary_scale == "least_squares"))
     size = ops.abs(groups)
-    scales = half_scale(ops, group_mean(ops, spec, size))
+    scales = stored_scale(ops, cfg, group_mean(ops, spec, size))
     kept = ops.cast(size > scales * threshold, "float32")
     if refit:
-        scales = half_scale(ops, ops.sum(size * kept, 1, True) / ops.maximum(ops.sum(kept, 1, True), 1.0))
+        scales = stored_scale(ops, cfg, ops.sum(size * kept, 1, True) / ops.maximum(ops.sum(kept, 1, True), 1.0))
     return ops.sign(groups) * kept, scales
 
 
-def decode(ops, spec, codes, scales):
-    """(codes, scales) -> float32 tensor of spec.shape. Exact: a code times a float16 scale fits in float32."""
+def decode(ops, cfg, spec, codes, scales):
+    """(codes, scales) -> float32 tensor of spec.shape. Exact but for rotations and
+    distances from a constant start, which round alike everywhere: a code times a float16 scale fits in float32."""
     if spec.scheme == "fp16":
         return ops.cast(codes, "float32")
-    return from_groups(ops, spec, codes * scales)
+    groups = codes * scales
+    if rotates(cfg) and spec.rotate:
+        groups = rotate(ops, groups)
+    values = from_groups(ops, spec, groups)
+    if cfg.quant.scalar_bits < 16 and spec.init == "constant":
+        values = values + spec.value
+    return values
 
 
 def fake_quantize(ops, cfg, specs, p, calibration):
@@ -115,7 +143,7 @@ def fake_quantize(ops, cfg, specs, p, calibration):
     for spec in specs:
         x = p[spec.name]
         codes, scales = encode(ops, cfg, spec, ops.stop_gradient(x), calibration)
-        q[spec.name] = ops.straight_through(x, decode(ops, spec, codes, scales))
+        q[spec.name] = ops.straight_through(x, decode(ops, cfg, spec, codes, scales))
     return q
 
 
@@ -132,12 +160,12 @@ def quantize(ops, cfg, specs, p, calibration):
     return tensors
 
 
-def dequantize(ops, specs, tensors):
+def dequantize(ops, cfg, specs, tensors):
     """{name: float32 numpy array} of decoded QuantTensors."""
     arrays = {}
     for spec in specs:
         codes, scales = tensors[spec.name]
         if spec.scheme != "fp16":
             codes, scales = codes.astype(np.float32), ops.from_numpy(scales.astype(np.float32))
-        arrays[spec.name] = ops.to_numpy(decode(ops, spec, ops.from_numpy(codes), scales))
+        arrays[spec.name] = ops.to_numpy(decode(ops, cfg, spec, ops.from_numpy(codes), scales))
     return arrays

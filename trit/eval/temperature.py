@@ -7,7 +7,7 @@ from trit.params import scalar_spec
 
 def artifact_specs(arch, cfg):
     """Table of all tensors of the artifact: the architecture's, and the sharpness (1 / temperature) where it is fitted."""
-    return arch.param_specs(cfg) + ([scalar_spec("sharpness", (1,), 1.0)] if cfg.eval.fit_temperature else [])
+    return arch.param_specs(cfg) + ([scalar_spec(cfg, "sharpness", (1,), 1.0)] if cfg.eval.fit_temperature else [])
 
 
 def scored_logits(ops, arch, cfg, p, tokens):

@@ -13,10 +13,10 @@ def attention_specs(cfg, name, first):
     head_dim = cfg.model.model_dim // cfg.model.num_heads
     specs = [
         matrix_spec(cfg, name + ".qkv", width + 2 * cfg.model.num_kv_heads * head_dim, width, 0.02),
-        scalar_spec(name + ".q_gain", (cfg.model.num_heads, 1, 1), cfg.model.qk_gain_init),
+        scalar_spec(cfg, name + ".q_gain", (cfg.model.num_heads, 1, 1), cfg.model.qk_gain_init),
     ]
     if cfg.model.value_residual and not first:
-        specs.append(scalar_spec(name + ".value_mix", (1,), 4.0))
+        specs.append(scalar_spec(cfg, name + ".value_mix", (1,), 4.0))
     return specs + normed_projection_specs(cfg, name + ".out", width, width, 0.02)
 
 

@@ -4,24 +4,26 @@ Shapes: V vocabulary, E embedding width, C model width.
 """
 
 from trit.layers.linear import project
-from trit.params import ParamSpec, matrix_spec, scalar_spec
+from trit.params import ParamSpec, matrix_spec, on_grid, scalar_spec
 
 
 def embedding_specs(cfg):
     """Embedding (V, E), adapters up (C, E) and down (E, C) where E < C, vocabulary bias (V,)."""
     specs = [
-        ParamSpec(
-            "embed",
-            (cfg.model.vocab_size, cfg.model.embed_dim),
-            "normal",
-            cfg.model.embed_init_std,
-            "embed",
-            "int",
+        on_grid(
+            ParamSpec(
+                "embed",
+                (cfg.model.vocab_size, cfg.model.embed_dim),
+                "normal",
+                cfg.model.embed_init_std,
+                "embed",
+                rotate=cfg.quant.rotate_embedding,
+            ),
             cfg.quant.embed_bits,
             cfg.quant.embed_group_size or cfg.model.embed_dim,
             cfg.quant.int_clip,
         ),
-        scalar_spec("vocab_bias", (cfg.model.vocab_size,), 0.0),
+        scalar_spec(cfg, "vocab_bias", (cfg.model.vocab_size,), 0.0),
     ]
     if cfg.model.embed_dim != cfg.model.model_dim:
         specs.append(matrix_spec(cfg, "embed.up", cfg.model.model_dim, cfg.model.embed_dim, cfg.model.embed_dim**-0.5))

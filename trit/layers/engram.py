@@ -5,23 +5,17 @@ Shapes: N tables (orders * heads), M buckets, R row width, C model width.
 
 from trit.layers.document import document_starts
 from trit.layers.linear import project
-from trit.params import ParamSpec, matrix_spec, scalar_spec
+from trit.params import ParamSpec, matrix_spec, on_grid, scalar_spec
 
 
 def engram_specs(cfg):
     """Tables (N, M, R), value and gate projections (C, N * R), gate scale and bias."""
     tables = cfg.engram.engram_heads * cfg.engram.engram_orders
-    bits = cfg.quant.engram_bits
     columns = tables * cfg.engram.engram_row_dim
     return [
-        ParamSpec(
-            "engram.table",
-            (tables * cfg.engram.engram_buckets, cfg.engram.engram_row_dim),
-            "normal",
-            0.02,
-            "engram",
-            "ternary" if bits == 1 else "int",
-            bits,
+        on_grid(
+            ParamSpec("engram.table", (tables * cfg.engram.engram_buckets, cfg.engram.engram_row_dim), "normal", 0.02, "engram"),
+            cfg.quant.engram_bits,
             cfg.quant.engram_group_size,
             cfg.quant.engram_clip,
         ),
@@ -29,8 +23,8 @@ def engram_specs(cfg):
         matrix_spec(cfg, "engram.value", cfg.model.model_dim, columns, columns**-0.5)._replace(adapt=""),
         matrix_spec(cfg, "engram.key", cfg.model.model_dim, columns, columns**-0.5)._replace(adapt=""),
         # softplus(0.378) + 0.1 = 1: the clamp of skc.md EN03 starts the gate's slope at one.
-        scalar_spec("engram.gate_scale", (1,), 0.378),
-        scalar_spec("engram.gate_bias", (1,), 0.0),
+        scalar_spec(cfg, "engram.gate_scale", (1,), 0.378),
+        scalar_spec(cfg, "engram.gate_bias", (1,), 0.0),
     ]
 
 

@@ -14,7 +14,7 @@ def project(ops, p, name, x):
 
 def normed_projection_specs(cfg, name, rows, columns, std):
     """A matrix whose input is normalised first, with a learned gain for every input channel."""
-    return [scalar_spec(name + ".gain", (columns,), 1.0), matrix_spec(cfg, name, rows, columns, std)]
+    return [scalar_spec(cfg, name + ".gain", (columns,), 1.0), matrix_spec(cfg, name, rows, columns, std)]
 
 
 def normed_project(ops, p, name, x):

@@ -31,12 +31,12 @@ def param_specs(cfg):
         name, decoder = f"block{i}", i >= cfg.model.num_layers - cfg.model.num_layers // 2
         kind = "decoder_scale" if decoder else "scale"
         specs += [
-            scalar_spec(name + ".mix", (2, width), 0.0, "mix"),
-            scalar_spec(name + ".attn_scale", (width,), cfg.arch.attn_scale_init, kind),
-            scalar_spec(name + ".mlp_scale", (width,), cfg.arch.mlp_scale_init, kind),
+            scalar_spec(cfg, name + ".mix", (2, width), 0.0, "mix"),
+            scalar_spec(cfg, name + ".attn_scale", (width,), cfg.arch.attn_scale_init, kind),
+            scalar_spec(cfg, name + ".mlp_scale", (width,), cfg.arch.mlp_scale_init, kind),
         ]
         if decoder:
-            specs.append(scalar_spec(name + ".skip", (width,), 1.0, "skip"))
+            specs.append(scalar_spec(cfg, name + ".skip", (width,), 1.0, "skip"))
         specs += attention_specs(cfg, name + ".attn", i == 0) + mlp_specs(cfg, name + ".mlp")
     return specs
 
