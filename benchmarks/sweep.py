@@ -2,7 +2,8 @@
 
 STUDY.toml: `preset` (a config file), `base` (list of key=value) and a table `variants` (name -> list of key=value). Training is
 charged in CPU seconds of the process over the number of threads, so that a busy machine does not change the number of steps.
-Appends one JSON line a variant to OUT (default runs/<study name>.jsonl) and skips variants that are there already.
+Appends one JSON line a variant to OUT (default runs/<study name>.jsonl) and skips variants that are there already; the trained
+weights stay beside it, in a folder of the study's name.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import time
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import trit.train.run
@@ -22,12 +24,14 @@ from trit.train.log import Log
 from trit.train.torch_backend import start_process
 
 
-def run_variant(name, preset, settings, log):
-    """Train, calibrate, pack, reload and score one variant -> record."""
+def run_variant(name, preset, settings, folder, log):
+    """Train, calibrate, pack, reload and score one variant -> record. The trained weights go to `folder`."""
     config, run, _ = load(preset, environ={}, overrides=settings)
     arch, process = load_arch(config.model.name), start_process()
     torch._dynamo.reset()
     arrays, result = train_weights(torch_ops, arch, config, process, run.data_path, run.seed, log)
+    folder.mkdir(exist_ok=True)
+    np.savez(folder / f"{name}.npz", **arrays)
     calibration = find_calibration(torch_ops, arch, config, process, arrays, run.data_path, log)
     data = make_artifact(torch_ops, arch, config, arrays, calibration)
     begin = time.perf_counter()
@@ -77,7 +81,7 @@ def main():
         if name in done or (options.only and name not in options.only):
             continue
         print(f"== {name}", flush=True)
-        record = run_variant(name, study.get("preset"), study["base"] + settings, Log())
+        record = run_variant(name, study.get("preset"), study["base"] + settings, out.with_suffix(""), Log())
         with open(out, "a") as file:
             file.write(json.dumps(record) + "\n")
         print(json.dumps(record), flush=True)
