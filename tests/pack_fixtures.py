@@ -2,14 +2,32 @@
 
 import hashlib
 import struct
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from trit.compress import pack as packing
-from trit.compress.pack import PackError, pack, unpack
-from trit.compress.quantize import SMALLEST_SCALE, QuantTensor, group_layout
+from trit.compress.layouts import PackError
+from trit.compress.pack import pack, unpack
+from trit.compress.quantize import SMALLEST_SCALE, QuantTensor, group_layout, scale_table
 from trit.params import ParamSpec
+
+
+def storage(scale_steps=0, coders="entropy", allocate=False, threshold=0.5, scale="absmean"):
+    """The part of a Config that rounding and packing read."""
+    quant = SimpleNamespace(
+        ternary_threshold=threshold,
+        ternary_scale=scale,
+        scale_steps=scale_steps,
+        scalar_bits=8,
+        rotate_matrices=True,
+        rotate_embedding=False,
+    )
+    return SimpleNamespace(quant=quant, compress=SimpleNamespace(coders=coders, allocate=allocate))
+
+
+SETTINGS = storage()
 
 EXAMPLE_SPECS = [ParamSpec("w", (1, 6), group="matrix", scheme="ternary", bits=2, group_size=4), ParamSpec("b", (2,), group="scalar")]
 EXAMPLE = {
@@ -33,8 +51,8 @@ def random_specs(generator):
     return specs
 
 
-def random_tensors(specs, generator):
-    """Valid QuantTensors: some uniform, some sparse, some constant, so that every layout and compressor gets its turn."""
+def random_tensors(specs, generator, scale_steps=0):
+    """Valid QuantTensors: some uniform, some sparse, some constant, so that every mode, layout and compressor gets its turn."""
     tensors = {}
     for spec in specs:
         if spec.scheme == "fp16":
@@ -46,6 +64,8 @@ def random_tensors(specs, generator):
         codes *= generator.random((groups, size)) < generator.choice([0.0, 0.1, 0.5, 1.0])
         codes[~packing.real_entries(spec)] = 0
         scales = np.maximum(np.exp(generator.normal(-3, 2, (groups, 1))), SMALLEST_SCALE).astype(np.float16)
+        if scale_steps:
+            scales = scale_table(scale_steps)[generator.integers(0, 29 * scale_steps + 1, (groups, 1))]
         tensors[spec.name] = QuantTensor(codes, scales)
     return tensors
 
@@ -62,27 +82,26 @@ def sealed(data):
     return data[:13] + hashlib.sha256(data[:13] + data[21:]).digest()[:8] + data[21:]
 
 
-def artifact(specs, streams):
-    """A sealed file of [(method, bytes), ...]."""
-    head = struct.pack("<4sB8s", b"TRIT", 1, packing.spec_fingerprint(specs)) + bytes(8)
-    return sealed(head + b"".join(struct.pack("<BI", m, len(d)) for m, d in streams) + b"".join(d for _, d in streams))
+def artifact(cfg, specs, body):
+    """A sealed file of modes and what follows them."""
+    return sealed(struct.pack("<4sB8s", b"TRIT", 2, packing.spec_fingerprint(cfg, specs)) + bytes(8) + body)
 
 
-def refusal(specs, data):
+def refusal(cfg, specs, data):
     """The sentence with which a file is refused; any other exception fails the test."""
     with pytest.raises(PackError) as caught:
-        unpack(specs, data)
+        unpack(cfg, specs, data)
     return str(caught.value)
 
 
-def small_artifact():
-    """A file of a few hundred bytes with stored and compressed streams, its specs and tensors."""
+def small_artifact(cfg=SETTINGS):
+    """A file of a few hundred bytes, its specs and tensors."""
     generator = np.random.default_rng(5)
     specs = [
         ParamSpec("w", (9, 50), group="matrix", scheme="ternary", bits=2, group_size=16),
         ParamSpec("e", (30, 8), group="embed", scheme="int", bits=4, group_size=24),
         ParamSpec("s", (40,), group="scalar"),
     ]
-    tensors = random_tensors(specs, generator)
+    tensors = random_tensors(specs, generator, cfg.quant.scale_steps)
     tensors["w"].codes[20:] = 0
-    return specs, tensors, pack(specs, tensors)
+    return specs, tensors, pack(cfg, specs, tensors)

@@ -47,7 +47,7 @@ def oracle(make, start_value, gradients):
 def test_adam_equals_torch(backend):
     cfg = tiny_config(beta1=0.8, beta2=0.97, scalar_lr=0.03)
     value, gradients = normal(5, 7), [normal(5, 7) * 10.0**power for power in (0, -1, -3, 1, 0, -2, -5, 0, 0, 0)]
-    found = run_steps(BACKENDS[backend].ops, cfg, scalar_spec("x", (5, 7), 0.0), value, gradients)[0]
+    found = run_steps(BACKENDS[backend].ops, cfg, scalar_spec(cfg, "x", (5, 7), 0.0), value, gradients)[0]
     wanted = oracle(lambda ps: torch.optim.Adam(ps, lr=0.03, betas=(0.8, 0.97), eps=1e-8), value, gradients)
     assert np.abs(found - wanted).max() <= 2e-6
 
@@ -90,7 +90,7 @@ def test_row_norm_forgets_the_size_of_rows():
 @pytest.mark.parametrize("row_norm", ["false", "true"])
 def test_zero_gradients_move_nothing(row_norm):
     cfg = tiny_config(muon_row_norm=row_norm)
-    for spec in (ParamSpec("x", (6, 4)), scalar_spec("x", (6, 4), 0.0), ParamSpec("x", (6, 4), group="engram")):
+    for spec in (ParamSpec("x", (6, 4)), scalar_spec(cfg, "x", (6, 4), 0.0), ParamSpec("x", (6, 4), group="engram")):
         value = normal(6, 4)
         found, moments = run_steps(torch_ops, cfg, spec, value, [np.zeros((6, 4), np.float32)] * 3)
         assert np.array_equal(found, value) and all((moment == 0).all() for moment in moments)
@@ -108,7 +108,7 @@ def test_rates_come_from_the_group_the_scale_and_the_factor():
     cfg = tiny_config(matrix_lr=0.1, scalar_lr=0.2, embed_lr=0.3, engram_lr=0.4)
     rates = [group_rate(cfg, ParamSpec("x", (2, 2), group=group, lr_scale=2.0)) for group in ("matrix", "scalar", "embed", "engram")]
     assert rates == [0.2, 0.4, 0.6, 0.8]
-    spec, gradient = scalar_spec("x", (4,), 0.0), normal(4)
+    spec, gradient = scalar_spec(cfg, "x", (4,), 0.0), normal(4)
     full = run_steps(torch_ops, cfg, spec, np.zeros(4, np.float32), [gradient])[0]
     half = run_steps(torch_ops, cfg, spec, np.zeros(4, np.float32), [gradient], factor=0.5)[0]
     assert np.allclose(full, -0.2 * np.sign(gradient), atol=1e-5) and np.allclose(half, full / 2, atol=1e-6)

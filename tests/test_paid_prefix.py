@@ -8,7 +8,7 @@ from pathlib import Path
 import brotli
 import numpy as np
 import pytest
-from pack_fixtures import random_specs, random_tensors
+from pack_fixtures import SETTINGS, random_specs, random_tensors
 
 from trit.bundle.wrap import wrap
 from trit.compress.pack import pack
@@ -158,7 +158,7 @@ def test_honest_artifacts_raise_no_alarm(seed):
     generator = np.random.default_rng(seed)
     specs = random_specs(generator)
     tensors = random_tensors(specs, generator)
-    assert not text_runs(artifact_views(pack(specs, tensors), specs), *split(7, 50_000, 20_000), VOCAB)
+    assert not text_runs(artifact_views(pack(SETTINGS, specs, tensors), SETTINGS, specs), *split(7, 50_000, 20_000), VOCAB)
 
 
 def test_dull_text_raises_no_alarm():
@@ -189,7 +189,7 @@ def test_windows_of_few_symbols_are_left_out():
 
 
 def plant(scheme, codes, bits=8):
-    """(specs, artifact) of one honest tensor and one whose codes (or halves) are the given ones."""
+    """(specs, settings, artifact) of one honest tensor and one whose codes (or halves) are the given ones."""
     generator = np.random.default_rng(0)
     specs = [
         ParamSpec("honest", (20, 50), group="matrix", scheme="ternary", bits=2, group_size=50),
@@ -198,7 +198,7 @@ def plant(scheme, codes, bits=8):
     tensors = random_tensors(specs, generator)
     codes = codes[: len(codes) // 70 * 70].reshape(-1, 70)
     tensors["guilty"] = QuantTensor(codes, None if scheme == "fp16" else np.full((len(codes), 1), 0.5, np.float16))
-    return specs, pack(specs, tensors)
+    return specs, SETTINGS, pack(SETTINGS, specs, tensors)
 
 
 def test_text_in_the_codes_of_an_artifact_is_found():
@@ -210,8 +210,8 @@ def test_text_in_the_codes_of_an_artifact_is_found():
         "ids as trits": plant("ternary", trits_of(ids, 7, "high", -1).view(np.int8), 2),
         "ids as halves": plant("fp16", ids.astype(np.uint16).view(np.float16)),
     }
-    for what, (specs, data) in planted.items():
-        found = text_runs(artifact_views(data, specs), ids, text, VOCAB)
+    for what, (specs, cfg, data) in planted.items():
+        found = text_runs(artifact_views(data, cfg, specs), ids, text, VOCAB)
         assert found and max(run.symbols for run in found) > 1000, what
         assert what.split()[0] in {run.encoding.split(",")[0] for run in found}, what
     assert "guilty, codes" in {run.view for run in text_runs(artifact_views(*planted["text as 8-bit codes"][::-1]), ids, text, VOCAB)}

@@ -65,7 +65,7 @@ def test_init_has_the_declared_statistics(name, flags):
 
 
 def test_a_tensor_starts_the_same_whatever_stands_beside_it():
-    specs = [ParamSpec("a", (4, 6)), ParamSpec("b", (3, 5)), scalar_spec("c", (2,), 0.5)]
+    specs = [ParamSpec("a", (4, 6)), ParamSpec("b", (3, 5)), scalar_spec(tiny_config(), "c", (2,), 0.5)]
     whole, alone = init_params(specs, 9), init_params(specs[1:2], 9)
     assert np.array_equal(whole["b"], alone["b"])
     assert np.array_equal(init_params(specs[::-1], 9)["a"], whole["a"])

@@ -90,7 +90,15 @@ def test_architecture_has_the_same_logits_and_losses_on_both_backends(name, flag
 
 
 @pytest.mark.parametrize(
-    "scheme", [{}, {"matrix_scheme": "int"}, {"matrix_scheme": "fp16"}, {"ternary_scale": "least_squares", "engram_bits": 1}]
+    "scheme",
+    [
+        {},
+        {"matrix_scheme": "int"},
+        {"matrix_scheme": "fp16"},
+        {"ternary_scale": "least_squares", "engram_bits": 1},
+        {"scale_steps": 8, "scalar_bits": 6},
+        {"rotate_matrices": "true", "rotate_embedding": "true"},
+    ],
 )
 def test_rounding_is_the_same_on_both_backends(scheme):
     cfg = tiny_config(engram_buckets=64, **scheme)
@@ -100,7 +108,7 @@ def test_rounding_is_the_same_on_both_backends(scheme):
     for side in BACKENDS.values():
         p = {name: side.ops.from_numpy(array) for name, array in arrays.items()}
         trained = {name: side.ops.to_numpy(x) for name, x in fake_quantize(side.ops, cfg, specs, p, {}).items()}
-        stored = dequantize(side.ops, specs, quantize(side.ops, cfg, specs, p, {}))
+        stored = dequantize(side.ops, cfg, specs, quantize(side.ops, cfg, specs, p, {}))
         assert all(np.array_equal(trained[name], stored[name]) for name in trained)
         found.append(trained)
     for spec in specs:

@@ -9,8 +9,9 @@ import torch
 from pack_fixtures import random_specs, random_tensors
 
 from trit.compress import plan as planning
-from trit.compress.pack import grid_top, pack, spec_kinds
-from trit.compress.plan import budget_table, check_budget, check_plan, plan, size_table, sizes
+from trit.compress.pack import grid_top, pack
+from trit.compress.plan import budget_table, check_budget, check_plan, plan
+from trit.compress.sizes import predicted_bytes, size_table, sizes
 from trit.compress.quantize import QuantTensor, group_layout, quantize
 from trit.config_load import load
 from trit.models import load_arch
@@ -31,13 +32,13 @@ def gaussian(config, specs, seed=0):
 
 
 def test_bound_holds_for_any_weights():
-    config, _ = configuration()
     generator = np.random.default_rng(3)
-    for _ in range(60):
+    for steps in (0, 8, 100) * 20:
+        config, _ = configuration(f"quant.scale_steps={steps}")
         specs = random_specs(generator)
-        tensors = random_tensors(specs, generator)
+        tensors = random_tensors(specs, generator, steps)
         bound, expected = plan(config, specs, 0).model_bytes()
-        assert len(pack(specs, tensors)) <= bound and expected <= bound
+        assert len(pack(config, specs, tensors)) <= bound and expected <= bound
 
 
 def test_bound_holds_for_incompressible_weights():
@@ -52,7 +53,7 @@ def test_bound_holds_for_incompressible_weights():
             codes = generator.integers(-grid_top(spec), grid_top(spec) + 1, (groups, size)).astype(np.int8)
             tensors[spec.name] = QuantTensor(codes, generator.integers(0x400, 0x7C00, (groups, 1)).astype(np.uint16).view(np.float16))
     bound, _ = plan(config, specs, 0).model_bytes()
-    assert 0.97 * bound < len(pack(specs, tensors)) <= bound
+    assert 0.97 * bound < len(pack(config, specs, tensors)) <= bound
 
 
 @pytest.mark.parametrize(
@@ -67,13 +68,14 @@ def test_bound_holds_for_incompressible_weights():
 )
 def test_expected_size_of_gaussian_weights(overrides, monkeypatch):
     monkeypatch.setattr(planning, "TRAINED_SHARE", {})  # these weights are Gaussian, not trained
+    monkeypatch.setattr(planning, "SCALE_SPREAD", {})
     config, specs = configuration(*overrides)
     tensors = gaussian(config, specs)
     made = plan(config, specs, 0)
-    data = pack(specs, tensors)
+    data = pack(config, specs, tensors)
     bound, expected = made.model_bytes()
     assert len(data) <= bound and abs(expected / len(data) - 1) < 0.03
-    rows = sizes(specs, tensors, data)
+    rows = sizes(config, specs, tensors, data)
     for category in {row.category for row in made.rows} - {"scalar", "header", "scales"}:
         actual = sum(row.size for row in rows if row.category == category)
         guess = sum(row.expected for row in made.rows if row.category == category)
@@ -96,10 +98,10 @@ def test_entropy_of_the_grids_against_samples():
 def test_sizes_sum_to_the_artifact():
     config, specs = configuration("engram.engram_buckets=64", "model.num_layers=2")
     tensors = gaussian(config, specs)
-    data = pack(specs, tensors)
-    rows = sizes(specs, tensors, data)
-    assert sum(row.size for row in rows) == len(data) and rows == sizes(specs, tensors)
-    assert rows[0].name == "header" and rows[0].size == plan(config, specs, 0).rows[0].bound
+    data = pack(config, specs, tensors)
+    rows = sizes(config, specs, tensors, data)
+    assert sum(row.size for row in rows) == len(data) and rows == sizes(config, specs, tensors)
+    assert rows[0].name == "header" and rows[0].size <= plan(config, specs, 0).rows[0].bound + len(rows)  # every row is rounded down
     assert {row.category for row in rows} == {"header", "matrix", "embed", "engram", "scalar", "scales"}
     stored = {row.name: row.count for row in rows}
     assert all(stored[spec.name] == np.prod(spec.shape) for spec in specs)
@@ -111,8 +113,8 @@ def test_sizes_sum_to_the_artifact():
 def test_rows_cover_every_kind_once():
     config, specs = configuration("engram.engram_buckets=64")
     made = plan(config, specs, 1234)
-    kinds = spec_kinds(specs)
-    assert len(made.rows) == 1 + sum(1 if scheme == "fp16" else 2 for scheme, _, _ in kinds)
+    kinds = {(spec.group, spec.scheme, spec.bits) for spec in specs}
+    assert len(made.rows) == 2 + len(kinds) and len({(row.category, row.storage) for row in made.rows}) == len(made.rows)
     assert sum(row.count for row in made.rows if row.category not in ("header", "scales")) == sum(int(np.prod(s.shape)) for s in specs)
     text = budget_table(made, 256_000)
     bound, expected = made.model_bytes()
@@ -164,3 +166,12 @@ def test_check_budget():
     assert check_budget(1000, 2000, 3000) == 0 and check_budget(1000, 2000, 3500) == 500
     with pytest.raises(ValueError, match=re.escape("code 1,000 + artifact 2,001 = 3,001 bytes exceeds the cap of 3,000 by 1 bytes")):
         check_budget(1000, 2001, 3000)
+
+
+def test_live_prediction_is_close_to_what_packing_gives():
+    config, specs = configuration("engram.engram_buckets=4096", "quant.scale_steps=8", "quant.scalar_bits=6", "model.model_dim=256")
+    generator = np.random.default_rng(7)
+    rows = {"engram.table": np.exp(generator.normal(0, 0.5, (4 * 4096, 1)))}
+    arrays = {s.name: (generator.standard_normal(s.shape) * 0.05 * rows.get(s.name, 1.0)).astype(np.float32) for s in specs}
+    tensors = quantize(ops, config, specs, {name: torch.tensor(array) for name, array in arrays.items()}, {})
+    assert abs(predicted_bytes(ops, config, specs, arrays) / len(pack(config, specs, tensors)) - 1) < 0.005

@@ -1,11 +1,9 @@
 """The one rounding rule: hand-worked examples, and trained value == unpacked value in every bit for every scheme and layout."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
-from pack_fixtures import random_specs
+from pack_fixtures import random_specs, storage
 
 from trit.compress.pack import pack, unpack
 from trit.compress.quantize import SMALLEST_SCALE, decode, dequantize, encode, fake_quantize, group_layout, quantize
@@ -13,9 +11,9 @@ from trit.ops import torch_ops as ops
 from trit.params import ParamSpec
 
 
-def settings(threshold=0.5, scale="absmean"):
+def settings(threshold=0.5, scale="absmean", scale_steps=0):
     """The part of a Config that rounding reads."""
-    return SimpleNamespace(quant=SimpleNamespace(ternary_threshold=threshold, ternary_scale=scale))
+    return storage(scale_steps, threshold=threshold, scale=scale)
 
 
 def ternary(shape, size):
@@ -26,7 +24,7 @@ def rounded(spec, values, cfg=None, calibration=None):
     """(codes, scales, stored values) of a tensor given as nested lists or an array."""
     x = torch.tensor(np.asarray(values, np.float32))
     codes, scales = encode(ops, cfg or settings(), spec, x, calibration or {})
-    return codes, scales, decode(ops, spec, codes, scales)
+    return codes, scales, decode(ops, cfg or settings(), spec, codes, scales)
 
 
 def test_ternary_by_hand():
@@ -71,11 +69,13 @@ def draw(specs, generator):
 def test_trained_value_is_unpacked_value_in_every_bit(seed):
     generator = np.random.default_rng(seed)
     specs = [spec._replace(clip=generator.uniform(1, 4)) for spec in random_specs(generator)]
+    specs = [spec._replace(init="constant", value=generator.uniform(-2, 2)) if generator.random() < 0.3 else spec for spec in specs]
+    specs = [spec._replace(rotate=spec.scheme != "fp16" and not group_layout(spec)[2] and generator.random() < 0.5) for spec in specs]
     p = draw(specs, generator)
-    cfg = settings(generator.uniform(0.1, 1.5), str(generator.choice(["absmean", "least_squares"])))
+    cfg = settings(generator.uniform(0.1, 1.5), str(generator.choice(["absmean", "least_squares"])), int(generator.choice([0, 3, 8, 160])))
     calibration = {spec.name: (generator.uniform(0.1, 1.9), bool(generator.integers(2))) for spec in specs[::2]}
     trained = fake_quantize(ops, cfg, specs, p, calibration)
-    stored = dequantize(ops, specs, unpack(specs, pack(specs, quantize(ops, cfg, specs, p, calibration))))
+    stored = dequantize(ops, cfg, specs, unpack(cfg, specs, pack(cfg, specs, quantize(ops, cfg, specs, p, calibration))))
     for spec in specs:
         value = trained[spec.name].detach().numpy()
         assert value.shape == spec.shape and value.tobytes() == stored[spec.name].tobytes(), spec
@@ -150,8 +150,8 @@ def test_rounding_twice_would_change_the_model():
     # Why loaded values are used as they are: their mean magnitude is not the scale they carry.
     spec = ternary((4, 64), 64)
     x = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
-    tensors = unpack([spec], pack([spec], quantize(ops, settings(), [spec], {"w": x}, {})))
-    once = dequantize(ops, [spec], tensors)["w"]
+    tensors = unpack(settings(), [spec], pack(settings(), [spec], quantize(ops, settings(), [spec], {"w": x}, {})))
+    once = dequantize(ops, settings(), [spec], tensors)["w"]
     twice = rounded(spec, once)[2].numpy()
     assert not np.array_equal(once, twice) and np.abs(twice).max() < np.abs(once).max()
     assert np.array_equal(once, fake_quantize(ops, settings(), [spec], {"w": x}, {})["w"].numpy())
@@ -161,6 +161,7 @@ def test_weights_that_are_not_finite_are_refused_when_packed():
     for spec in (ternary((1, 4), 4), ParamSpec("w", (1, 4), scheme="int", bits=4, group_size=4), ParamSpec("w", (1, 4))):
         for bad in (np.nan, np.inf, 1e9):
             with np.errstate(invalid="ignore", over="ignore"):
-                tensors = quantize(ops, settings(), [spec], {"w": torch.tensor([[1.0, 2.0, 3.0, bad]])}, {})
-            with pytest.raises(ValueError, match="w: "):
-                pack([spec], tensors)
+                for cfg in (settings(), settings(scale_steps=8)):
+                    with pytest.raises(ValueError, match="w: "):
+                        tensors = quantize(ops, cfg, [spec], {"w": torch.tensor([[1.0, 2.0, 3.0, bad]])}, {})
+                        pack(cfg, [spec], tensors)

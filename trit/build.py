@@ -18,7 +18,8 @@ import numpy as np
 from trit.bundle.bundle import bundle
 from trit.bundle.verify import verify
 from trit.compress.pack import unpack
-from trit.compress.plan import category_bytes, check_budget, size_table, sizes
+from trit.compress.plan import check_budget
+from trit.compress.sizes import category_bytes, size_table, sizes
 from trit.compress.quantize import fake_quantize
 from trit.config_load import with_overrides
 from trit.data.firewall import Firewall, validation_files

@@ -7,6 +7,7 @@ Environment names are the field names in capitals unless `env` says otherwise, s
 import dataclasses
 from dataclasses import dataclass
 
+from trit.compress.quantize import group_layout
 from trit.eval.ttt import scope_specs
 from trit.models import load_arch
 from trit.setting import setting
@@ -237,9 +238,6 @@ def validate(config, world_size=1):
     for name in ("int_clip", "engram_clip", "scalar_clip"):
         require(getattr(quant, name) > 0, f"quant.{name}", getattr(quant, name), "must be positive")
     require(0 <= quant.scale_steps <= 256, "quant.scale_steps", quant.scale_steps, "must be 0 (16-bit floats) to 256")
-    if quant.rotate_matrices and quant.matrix_scheme != "fp16":
-        size = quant.bitnet_group_size
-        require(size & (size - 1) == 0, "quant.bitnet_group_size", size, "must be a power of two where quant.rotate_matrices is on")
     require(quant.bitnet_group_size > 0, "quant.bitnet_group_size", quant.bitnet_group_size, "must be positive")
     require(0 < quant.ternary_threshold < 2, "quant.ternary_threshold", quant.ternary_threshold, "must lie between 0 and 2")
     for name in ("warmup_fraction", "warmdown_fraction", "min_lr", "ema_start_fraction"):
@@ -289,3 +287,8 @@ def validate(config, world_size=1):
             require(getattr(evaluation, name) > 0, f"eval.{name}", getattr(evaluation, name), "must be positive")
         require(0 <= evaluation.ttt_momentum < 1, "eval.ttt_momentum", evaluation.ttt_momentum, "must be at least 0 and below 1")
         scope_specs(load_arch(model.name).param_specs(config), evaluation.ttt_scope)
+    for spec in load_arch(model.name).param_specs(config):
+        if spec.scheme != "fp16" and group_layout(spec)[2] and spec.rotate:
+            name = "quant.bitnet_group_size" if spec.group == "matrix" else "quant.embed_group_size"
+            reason = f"does not divide the rows of {spec.name} ({spec.shape[-1]}), which a rotation needs"
+            require(False, name, spec.group_size, reason)

@@ -87,10 +87,14 @@ class Walk:
 def refreshed(counts):
     """Counts (tables, base) -> cumulated frequencies of all tables in one rising array, table t beginning at t << PRECISION.
 
-    A table's counts are smoothed by 32 symbols drawn as all tables together are; no frequency is below one.
+    A table's counts are smoothed by 32 symbols drawn as all tables together are, and these by their neighbours, for what was seen says
+    something of symbols close by; no frequency is below one.
     """
     tables, base = counts.shape
-    shared = 16 * counts.sum(0) + 1
+    total = counts.sum(0)
+    shared = 16 * total + 1
+    shared[1:] += 4 * total[:-1]
+    shared[:-1] += 4 * total[1:]
     weights = 2048 * counts + (shared << 16) // shared.sum() + 1
     ends = weights.cumsum(1)
     starts = (ends - weights) * ((1 << PRECISION) - base) // ends[:, -1:] + np.arange(base) + (np.arange(tables)[:, None] << PRECISION)

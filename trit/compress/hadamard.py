@@ -1,7 +1,7 @@
 """Hadamard rotation of groups of weights, by additions in a fixed order: the same bits on every machine."""
 
 
-def rotate(ops, x):
+def hadamard_rotate(ops, x):
     """x (groups, size) times the orthonormal Sylvester-Hadamard matrix in blocks of the largest power of two in `size`; its own inverse."""
     groups, size = x.shape
     block, width = size & -size, 1

@@ -16,7 +16,7 @@ from trit.compress.quantize import SMALLEST_SCALE, QuantTensor, group_counts, gr
 PACK_MAGIC = b"TRIT"
 PACK_VERSION = 2
 PACK_HEADER = "<4sB8s8s"  # magic, version, fingerprint of the specs, checksum of everything but itself
-HEADER_BYTES = 21
+PACK_HEADER_BYTES = 21
 OTHER_CODER = 16  # modes from here on are methods of trit/compress/layouts.py
 ROTATED = 16  # in the table of storages
 
@@ -63,13 +63,14 @@ def storage_byte(spec):
 def stored_specs(cfg, specs, data):
     """The specs as the artifact stores them: with compress.allocate the file says each tensor's scheme, bits and rotation."""
     if cfg.compress.allocate:
-        table = data[HEADER_BYTES : HEADER_BYTES + len(specs)]
+        table = data[PACK_HEADER_BYTES : PACK_HEADER_BYTES + len(specs)]
         ensure_packable(len(table) == len(specs), f"the artifact is cut off: {len(data)} bytes do not hold {len(specs)} storages")
         known = {0: ("fp16", 16), 1: ("ternary", 2), **{bits: ("int", bits) for bits in range(2, 9)}}
         found = []
         for spec, byte in zip(specs, table):
             scheme = known.get(byte % ROTATED)
-            ensure_packable(byte < 2 * ROTATED and scheme is not None, f"{spec.name}: storage {byte} is unknown")
+            good = byte < 2 * ROTATED and scheme is not None and (scheme[0] == "fp16" or spec.group_size > 0)
+            ensure_packable(good, f"{spec.name}: storage {byte} is unknown")
             found.append(spec._replace(scheme=scheme[0], bits=scheme[1], rotate=byte >= ROTATED))
         return found
     return specs
@@ -135,12 +136,14 @@ def check_header(cfg, specs, data):
     """PackError unless magic, version, fingerprint and checksum are right."""
     ensure_packable(data[:4] == PACK_MAGIC, f"not an artifact: it starts with {data[:4]!r}, not {PACK_MAGIC!r}")
     ensure_packable(data[4:5] == bytes([PACK_VERSION]), f"format version {list(data[4:5])} is not the known version {PACK_VERSION}")
-    ensure_packable(len(data) >= HEADER_BYTES, f"the artifact is cut off: {len(data)} bytes where the header alone has {HEADER_BYTES}")
+    ensure_packable(
+        len(data) >= PACK_HEADER_BYTES, f"the artifact is cut off: {len(data)} bytes where the header alone has {PACK_HEADER_BYTES}"
+    )
     _, _, fingerprint, checksum = struct.unpack_from(PACK_HEADER, data)
     wanted = spec_fingerprint(cfg, specs)
     text = f"packed for another configuration: the file's tensors have fingerprint {fingerprint.hex()}, this configuration's {wanted.hex()}"
     ensure_packable(fingerprint == wanted, text)
-    good = hashlib.sha256(data[:13] + data[HEADER_BYTES:]).digest()[:8] == checksum
+    good = hashlib.sha256(data[:13] + data[PACK_HEADER_BYTES:]).digest()[:8] == checksum
     ensure_packable(good, "the artifact is damaged: its checksum does not match its bytes")
 
 
@@ -148,7 +151,7 @@ def read_streams(cfg, specs, data):
     """Artifact -> ([mode, ...], {stream: bytes of another coder}, bytes of the entropy coder), the header checked."""
     check_header(cfg, specs, data)
     streams = stream_table(cfg, specs)
-    at = HEADER_BYTES + (len(specs) if cfg.compress.allocate else 0)
+    at = PACK_HEADER_BYTES + (len(specs) if cfg.compress.allocate else 0)
     modes, at = list(data[at : at + len(streams)]), at + len(streams)
     ensure_packable(at <= len(data), f"the artifact is cut off: {len(data)} bytes where {len(streams)} streams have modes")
     others = {}

@@ -1,36 +1,27 @@
-"""Bytes before and after training: what a configuration will weigh, whether it fits the cap, and what to change where it does not.
+"""Bytes before training: what a configuration will weigh, whether it fits the cap, and what to change where it does not.
 
-Not part of the counted program. `plan` needs no weights: the guaranteed bound follows from the specs alone, the expected size from
-the entropy that Gaussian weights have on each grid. `sizes` measures a packed artifact tensor by tensor.
+Not part of the counted program. `plan` needs no weights: the guaranteed bound follows from the specs alone (the entropy coder may always
+fall back on tables that learn nothing), the expected size from the entropy of Gaussian weights on each grid and from how much trained
+tensors were measured to differ from it.
 """
 
 import dataclasses
 import math
-import struct
 import warnings
 from typing import NamedTuple
 
 import numpy as np
 
-from trit.compress.pack import (
-    PACK_HEADER,
-    STREAM_HEADER,
-    grid_top,
-    layout_size,
-    pack,
-    read_streams,
-    real_entries,
-    spec_kinds,
-    stream_layouts,
-    stream_table,
-)
+from trit.compress.entropy import FLOOR, PRECISION, WORD, lane_count, power_below
+from trit.compress.pack import PACK_HEADER_BYTES, grid_top, stream_table
+from trit.compress.quantize import group_layout
 from trit.config import validate
 from trit.models import load_arch
 
-CODER_OVERHEAD = 1.004  # compressed bytes over entropy, measured on Gaussian codes: 0.3 % on trits, 0.3 to 0.6 % on integer grids
-TRAINED_SHARE = {"embed": 0.9, "engram": 0.95}  # bits after training over those of Gaussian rows, which have thinner tails (docs/LOG.md)
-TABLE_BYTES = 70  # what the coder's tables cost in a stream of codes
-HALF_BITS = {"scales": 10.0, "scalar": 11.7, "weights": 13.5}  # bits of a 16-bit number after packing, measured (docs/format.md)
+TRAINED_SHARE = {"ternary": 1.0, "embed": 0.9, "engram": 0.97}  # coded bits after training over those of Gaussian rows (docs/LOG.md)
+SCALE_SPREAD = {"matrix": 0.15, "embed": 0.3, "engram": 0.1, "scalar": 1.0}  # spread of the logarithms of a tensor's scales, measured
+TABLE_BITS = 12  # what an adaptive table pays for learning one entry
+HALF_BITS = {"scales": 10.0, "scalar": 11.7, "weights": 13.5}  # bits of a 16-bit number after packing, measured
 SHRINKABLE = (
     "engram.engram_buckets",
     "quant.engram_bits",
@@ -64,15 +55,6 @@ class Plan(NamedTuple):
         return sum(row.bound for row in self.rows), sum(row.expected for row in self.rows)
 
 
-class SizeRow(NamedTuple):
-    """Actual bytes of one tensor's codes or scales, or of the header."""
-
-    name: str
-    category: str
-    count: int
-    size: int
-
-
 def entropy(shares):
     """Bits a symbol of a distribution (any iterable of shares or counts)."""
     shares = np.asarray([share for share in shares if share > 0], np.float64)
@@ -93,25 +75,74 @@ def grid_bits(top, clip):
     return entropy(np.diff(below))
 
 
+def symbol_bound(stream):
+    """Most bits a symbol takes when the coder learns nothing: the rarest entry of an even table, and the rounding of the lanes' states."""
+    table = 1 << PRECISION
+    return math.log2(table / ((table - stream.base) // stream.base + 1)) + 2.0 * table / FLOOR
+
+
+def stream_bound(stream, lanes):
+    """Most bytes a stream takes beside the lanes' states: its symbols and the ones that fill its lanes up."""
+    lanes = min(lanes, power_below(stream.count // 512))
+    return -(-stream.count // lanes) * lanes * symbol_bound(stream) / 8
+
+
+def category(spec):
+    """What a tensor counts as in reports: its optimiser group."""
+    return spec.group
+
+
+def expected_code_bits(config, spec):
+    """Bits a trained code should take."""
+    if spec.scheme == "ternary":
+        return ternary_bits(config.quant.ternary_threshold) * TRAINED_SHARE.get("ternary", 1.0)
+    return grid_bits(grid_top(spec), spec.clip) * TRAINED_SHARE.get(spec.group, 1.0)
+
+
+def expected_scale_bits(config, spec):
+    """Bits a trained group's scale should take."""
+    if not config.quant.scale_steps:
+        return HALF_BITS["scales"]
+    spread = math.hypot(0.74 / math.sqrt(spec.group_size), SCALE_SPREAD.get(spec.group, 0.0)) * config.quant.scale_steps / math.log(2)
+    return max(math.log2(spread * math.sqrt(2 * math.pi * math.e)), 0.3)
+
+
 def plan(config, specs, code_bytes):
     """`Plan` of a Config and its table of specs beside a counted program of `code_bytes` bytes. Needs no weights."""
-    table = stream_table(specs)
-    header = struct.calcsize(PACK_HEADER) + len(table) * struct.calcsize(STREAM_HEADER)
-    rows, streams = [BudgetRow("header", "header", 1, header, header)], iter(table)
-    for (scheme, bits, group), members in spec_kinds(specs).items():
-        if scheme != "fp16":
-            base, count = next(streams)
-            bound = min(layout_size(base, count, layout) for layout in stream_layouts(base))
-            quant = config.quant
-            each = ternary_bits(quant.ternary_threshold) if scheme == "ternary" else grid_bits(grid_top(members[0]), members[0].clip)
-            each *= TRAINED_SHARE.get(group, 1.0)
-            expected = min(bound, round(count * each * CODER_OVERHEAD / 8) + TABLE_BYTES)
-            rows.append(BudgetRow(group, "ternary" if scheme == "ternary" else f"int{bits}", count, bound, expected))
-        count = next(streams)[1]
-        next(streams)
-        use = "scales" if scheme != "fp16" else "scalar" if group == "scalar" else "weights"
-        expected = min(2 * count, round(count * HALF_BITS[use] / 8))
-        rows.append(BudgetRow("scales" if use == "scales" else group, "fp16", count, 2 * count, expected))
+    streams = stream_table(config, specs)
+    lanes = lane_count(streams)
+    fixed = PACK_HEADER_BYTES + len(streams) + 8 * lanes + (len(specs) if config.compress.allocate else 0)
+    found, remaining = {("header", "header"): [1, fixed, fixed]}, iter(streams)
+
+    def add(name, storage, count, bound, expected):
+        row = found.setdefault((name, storage), [0, 0.0, 0.0])
+        for place, value in enumerate((count, bound, expected)):
+            row[place] += value
+
+    for spec in specs:
+        count, name = math.prod(spec.shape), category(spec)
+        if spec.scheme == "fp16":
+            add(name, "fp16", count, 2 * count, count * HALF_BITS["scalar" if name == "scalar" else "weights"] / 8)
+            continue
+        bound = stream_bound(next(remaining), lanes)
+        bits = expected_code_bits(config, spec)
+        expected = min(bound, (count * bits + TABLE_BITS * 2 * grid_top(spec)) / 8)
+        add(name, "ternary" if spec.scheme == "ternary" else f"int{spec.bits}", count, bound, expected)
+        groups = group_layout(spec)[0]
+        bound = stream_bound(next(remaining), lanes) if config.quant.scale_steps else 2 * groups
+        add(
+            "scales",
+            "steps" if config.quant.scale_steps else "fp16",
+            groups,
+            bound,
+            min(bound, groups * expected_scale_bits(config, spec) / 8 + 6),
+        )
+    rows = [
+        BudgetRow(*key, count, math.ceil(bound), min(math.ceil(bound), round(expected))) for key, (count, bound, expected) in found.items()
+    ]
+    spare = sum(stream_bound(stream, lanes) for stream in remaining)  # the two streams of bytes of 16-bit floats, filled up
+    floats = sum(row.bound for row in rows if row.storage == "fp16")
+    rows[0] = rows[0]._replace(bound=rows[0].bound + math.ceil(max(spare - floats, 0.0)))
     return Plan(config, code_bytes, tuple(rows))
 
 
@@ -170,49 +201,6 @@ def check_budget(code_bytes, model_bytes, cap):
             f"code {code_bytes:,} + artifact {model_bytes:,} = {total:,} bytes exceeds the cap of {cap:,} by {total - cap:,} bytes"
         )
     return cap - total
-
-
-def sizes(specs, tensors, data=None):
-    """[SizeRow, ...] of an artifact (`data`, else packed here): bytes of every tensor, its scales and the header, summing to its length.
-
-    Tensors that share a stream share its bytes in proportion to the order-0 entropy of their codes.
-    """
-    data = pack(specs, tensors) if data is None else data
-    lengths = iter([length for _, _, length in read_streams(specs, data)])
-    rows = []
-    for (scheme, _, group), members in spec_kinds(specs).items():
-        parts = []
-        if scheme != "fp16":
-            codes = [tensors[spec.name].codes[real_entries(spec)] for spec in members]
-            parts.append(([spec.name for spec in members], group, codes, next(lengths)))
-        halves = [(tensors[spec.name].codes if scheme == "fp16" else tensors[spec.name].scales).reshape(-1) for spec in members]
-        suffix, category = ("", group) if scheme == "fp16" else (".scale", "scales")
-        parts.append(([spec.name + suffix for spec in members], category, halves, next(lengths) + next(lengths)))
-        for names, category, arrays, length in parts:
-            weights = [array.size * (entropy(np.unique(array, return_counts=True)[1]) + 0.01) for array in arrays]
-            ends = np.rint(length * np.cumsum(weights) / sum(weights)).astype(int)
-            shares = np.diff(ends, prepend=0)
-            rows += [SizeRow(name, category, array.size, int(share)) for name, array, share in zip(names, arrays, shares, strict=True)]
-    return [SizeRow("header", "header", 1, len(data) - sum(row.size for row in rows)), *rows]
-
-
-def size_table(rows):
-    """Printable text of `sizes`: one line a tensor, then one a category."""
-    lines = [f"{'tensor':<28}{'category':<10}{'numbers':>12}{'bytes':>12}{'bits each':>11}"]
-    lines += [f"{row.name:<28}{row.category:<10}{row.count:>12,}{row.size:>12,}{8 * row.size / row.count:>11.3f}" for row in rows]
-    for category in dict.fromkeys(row.category for row in rows):
-        chosen = [row for row in rows if row.category == category]
-        count, size = sum(row.count for row in chosen), sum(row.size for row in chosen)
-        lines.append(f"{'total':<28}{category:<10}{count:>12,}{size:>12,}{8 * size / count:>11.3f}")
-    return "\n".join(lines)
-
-
-def category_bytes(rows):
-    """{category: bytes} of `sizes`."""
-    totals = {}
-    for row in rows:
-        totals[row.category] = totals.get(row.category, 0) + row.size
-    return totals
 
 
 def budget_table(made, cap):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trit.compress.hadamard import rotate
+from trit.compress.hadamard import hadamard_rotate
 
 SMALLEST_SCALE = 6.103515625e-05  # the smallest normal float16: a scale of zero would lose its group for ever
 
@@ -109,7 +109,7 @@ def encode(ops, cfg, spec, x, calibration):
         x = x - spec.value
     groups = to_groups(ops, spec, x)
     if rotates(cfg) and spec.rotate:
-        groups = rotate(ops, groups)
+        groups = hadamard_rotate(ops, groups)
     if spec.scheme == "int":
         top = 2 ** (spec.bits - 1) - 1
         scales = stored_scale(ops, cfg, ops.sqrt(group_mean(ops, spec, groups * groups)) * (spec.clip / top))
@@ -130,7 +130,7 @@ def decode(ops, cfg, spec, codes, scales):
         return ops.cast(codes, "float32")
     groups = codes * scales
     if rotates(cfg) and spec.rotate:
-        groups = rotate(ops, groups)
+        groups = hadamard_rotate(ops, groups)
     values = from_groups(ops, spec, groups)
     if cfg.quant.scalar_bits < 16 and spec.init == "constant":
         values = values + spec.value
@@ -148,9 +148,11 @@ def fake_quantize(ops, cfg, specs, p, calibration):
 
 
 def quantize(ops, cfg, specs, p, calibration):
-    """{name: QuantTensor} of a parameter dict, ready for packing."""
+    """{name: QuantTensor} of a parameter dict, ready for packing. ValueError where a weight is no number up to 65504."""
     tensors = {}
     for spec in specs:
+        if not (np.abs(ops.to_numpy(p[spec.name])) <= 65504).all():
+            raise ValueError(f"{spec.name}: a weight is not a number from -65504 to 65504")
         codes, scales = encode(ops, cfg, spec, p[spec.name], calibration)
         if spec.scheme == "fp16":
             # Adding zero turns -0 into 0, as straight_through does: stored and trained values agree in every bit.

@@ -150,7 +150,7 @@ def shipped_views(entry):
     views = code_views(entry.program)
     try:
         config = from_dict(entry.config)
-        return views | artifact_views(entry.artifact, artifact_specs(load_arch(config.model.name), config)), ""
+        return views | artifact_views(entry.artifact, config, artifact_specs(load_arch(config.model.name), config)), ""
     except (ValueError, KeyError) as fault:
         return views | {"artifact": entry.artifact}, f"; the artifact was searched as it lies, this version cannot take it apart: {fault}"
 

@@ -14,7 +14,8 @@ import brotli
 import numpy as np
 
 from trit.bundle.wrap import expand
-from trit.compress.pack import expand_stream, read_streams, real_entries, stream_table, unpack, write_digits
+from trit.compress.layouts import stream_layouts, write_digits
+from trit.compress.pack import read_streams, real_entries, stored_specs, stream_symbols, stream_table, unpack
 
 LITERAL_BYTES = 48
 NUMBERS = 24
@@ -31,18 +32,21 @@ def add_view(views, name, data):
     return new
 
 
-def artifact_views(data, specs):
-    """Views of an artifact of the table `specs`: the file, each stream decompressed and as digits, each tensor's codes and scales.
+def artifact_views(data, cfg, specs):
+    """Views of an artifact of the table `specs`: the file, each stream's symbols one and several a byte, each tensor's codes and scales.
 
     Codes are int8 without padding in row order, values and scales float16 little-endian. PackError where the file is not of these specs.
     """
     data, views = bytes(data), {}
     add_view(views, "artifact", data)
-    for number, ((base, count), (method, start, size)) in enumerate(zip(stream_table(specs), read_streams(specs, data), strict=True)):
-        digits = expand_stream(method, data[start : start + size], base, count)
-        add_view(views, f"stream {number}", write_digits(digits, base, method >> 4 & 7))
-        add_view(views, f"stream {number}, digits", digits.tobytes())
-    tensors = unpack(specs, data)
+    specs = stored_specs(cfg, specs, data)
+    tensors = unpack(cfg, specs, data)
+    for number, (stream, symbols) in enumerate(zip(stream_table(cfg, specs), stream_symbols(cfg, specs, tensors), strict=True)):
+        add_view(views, f"stream {number}", symbols.astype(np.uint8 if stream.base < 257 else "<u2").tobytes())
+        for layout in stream_layouts(stream.base) if stream.base < 257 else ():
+            add_view(views, f"stream {number}, layout {layout}", write_digits(symbols.astype(np.uint8), stream.base, layout))
+    for number, other in read_streams(cfg, specs, data)[1].items():
+        add_view(views, f"stream {number}, as stored", other)
     for spec in specs:
         codes, scales = tensors[spec.name].codes, tensors[spec.name].scales
         if scales is None:

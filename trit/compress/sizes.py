@@ -1,0 +1,109 @@
+"""What every tensor of a packed artifact weighs, exactly, and what the weights of a run in progress would weigh. Reports only."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from trit.compress.entropy import best_mode, lane_count, stream_bits
+from trit.compress.pack import PACK_HEADER_BYTES, OTHER_CODER, pack, read_streams, stream_symbols, stream_table
+from trit.compress.quantize import group_layout, quantize
+
+SAMPLE = 1 << 16  # symbols of a tensor that a live prediction looks at
+
+
+class SizeRow(NamedTuple):
+    """Bytes of one tensor's codes, scales or floats, or of the header with the coder's states."""
+
+    name: str
+    category: str
+    count: int
+    size: int
+
+
+def stream_owners(cfg, specs):
+    """[(name, category), ...] of the artifact's streams but the last two, and [(name, category, count), ...] of the 16-bit floats in
+    those."""
+    owners, floats = [], []
+    for spec in specs:
+        if spec.scheme != "fp16":
+            owners.append((spec.name, spec.group))
+            if cfg.quant.scale_steps:
+                owners.append((spec.name + ".scale", "scales"))
+    for spec in specs:
+        if spec.scheme == "fp16":
+            floats.append((spec.name, spec.group, int(np.prod(spec.shape))))
+        elif not cfg.quant.scale_steps:
+            floats.append((spec.name + ".scale", "scales", group_layout(spec)[0]))
+    return owners, floats
+
+
+def shares(length, weights):
+    """Whole numbers that sum to `length` in proportion to `weights`."""
+    ends = np.rint(length * np.cumsum(weights) / sum(weights)).astype(int)
+    return np.diff(ends, prepend=0)
+
+
+def sizes(cfg, specs, tensors, data=None):
+    """[SizeRow, ...] of an artifact (`data`, else packed here): bytes of every tensor, its scales and the header, summing to its length.
+
+    A stream's bytes are what its coder takes for it; 16-bit floats share their two streams by number.
+    """
+    data = pack(cfg, specs, tensors) if data is None else data
+    streams, symbols = stream_table(cfg, specs), stream_symbols(cfg, specs, tensors)
+    modes, others, _ = read_streams(cfg, specs, data)
+    lengths = []
+    for i, (stream, mode) in enumerate(zip(streams, modes)):
+        bits = 8 * len(others[i]) if mode >= OTHER_CODER else stream_bits(stream, mode, symbols[i], lane_count(streams))
+        lengths.append(bits / 8)
+    owners, floats = stream_owners(cfg, specs)
+    rows = [SizeRow(*owner, stream.count, int(length)) for owner, stream, length in zip(owners, streams, lengths)]
+    if floats:
+        counts = [count for _, _, count in floats]
+        parts = shares(int(lengths[-1] + lengths[-2]), counts)
+        rows += [SizeRow(name, group, count, int(part)) for (name, group, count), part in zip(floats, parts, strict=True)]
+    return [SizeRow("header", "header", 1, len(data) - sum(row.size for row in rows)), *rows]
+
+
+def sample(spec, array):
+    """(spec, array) of evenly spaced rows of a tensor, whole groups, with about SAMPLE numbers; the tensor itself where it is small."""
+    columns = spec.shape[-1]
+    rows = array.reshape(-1, columns)
+    block = max(spec.group_size // columns, 1)
+    blocks = len(rows) // block
+    step = max(array.size // SAMPLE, 1)
+    if step == 1 or blocks < 2 or spec.scheme == "fp16":
+        return spec, array
+    kept = rows[: blocks * block].reshape(blocks, block, columns)[::step].reshape(-1, columns)
+    return spec._replace(shape=kept.shape), kept
+
+
+def predicted_bytes(ops, cfg, specs, arrays):
+    """Bytes of the artifact that trained `arrays` would give now, from a sample of every large tensor: within about half a percent."""
+    total = 0.0
+    streams = stream_table(cfg, specs)
+    lanes = lane_count(streams)
+    for spec in specs:
+        part, array = sample(spec, arrays[spec.name])
+        tensors = quantize(ops, cfg, [part], {part.name: ops.from_numpy(array)}, {})
+        for stream, symbols in zip(stream_table(cfg, [part]), stream_symbols(cfg, [part], tensors)):
+            total += best_mode(stream, symbols, lanes)[0] * (arrays[spec.name].size / array.size) / 8
+    return round(total) + PACK_HEADER_BYTES + len(streams) + 8 * lanes
+
+
+def size_table(rows):
+    """Printable text of `sizes`: one line a tensor, then one a category."""
+    lines = [f"{'tensor':<28}{'category':<10}{'numbers':>12}{'bytes':>12}{'bits each':>11}"]
+    lines += [f"{row.name:<28}{row.category:<10}{row.count:>12,}{row.size:>12,}{8 * row.size / row.count:>11.3f}" for row in rows]
+    for category in dict.fromkeys(row.category for row in rows):
+        chosen = [row for row in rows if row.category == category]
+        count, size = sum(row.count for row in chosen), sum(row.size for row in chosen)
+        lines.append(f"{'total':<28}{category:<10}{count:>12,}{size:>12,}{8 * size / count:>11.3f}")
+    return "\n".join(lines)
+
+
+def category_bytes(rows):
+    """{category: bytes} of `sizes`."""
+    totals = {}
+    for row in rows:
+        totals[row.category] = totals.get(row.category, 0) + row.size
+    return totals
