@@ -11,8 +11,8 @@ from pack_fixtures import random_specs, random_tensors
 from trit.compress import plan as planning
 from trit.compress.pack import grid_top, pack
 from trit.compress.plan import budget_table, check_budget, check_plan, plan
-from trit.compress.sizes import predicted_bytes, size_table, sizes
 from trit.compress.quantize import QuantTensor, group_layout, quantize
+from trit.compress.sizes import predicted_bytes, size_table, sizes
 from trit.config_load import load
 from trit.models import load_arch
 from trit.ops import torch_ops as ops

@@ -19,8 +19,8 @@ from trit.bundle.bundle import bundle
 from trit.bundle.verify import verify
 from trit.compress.pack import unpack
 from trit.compress.plan import check_budget
-from trit.compress.sizes import category_bytes, size_table, sizes
 from trit.compress.quantize import fake_quantize
+from trit.compress.sizes import category_bytes, size_table, sizes
 from trit.config_load import with_overrides
 from trit.data.firewall import Firewall, validation_files
 from trit.data.loader import validation_tokens

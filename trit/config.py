@@ -107,6 +107,7 @@ class CompressConfig:
         "entropy", "entropy: the adaptive coder alone; all: brotli and LZMA too, the smallest for every stream", choices=("entropy", "all")
     )
     allocate: bool = setting(False, "the artifact says each tensor's bits, as an allocator chose them, instead of the settings")
+    predict_every: int = setting(500, "steps between predictions of the artifact's size in the log; 0 is off")
     calibration_seconds: float = setting(20.0, "most seconds calibration may spend")
 
 

@@ -9,6 +9,7 @@ import sys
 import warnings
 from pathlib import Path
 
+from trit.compress.live import with_prediction
 from trit.compress.plan import budget_table, check_plan, plan
 from trit.config_load import describe, load, save
 from trit.data.firewall import Firewall, ValidationReadError, validation_files
@@ -64,6 +65,7 @@ def launch(arguments, text, ops, start_process, make_backend):
                 save_checkpoint(folder / "checkpoint.npz", config, *state)
 
         backend = make_backend(ops, arch, config, specs, init_params(specs, run.seed), process)
+        backend = with_prediction(backend, ops, config, specs, log)
         run_training(config, specs, backend, run.data_path, run.seed, log, resumed, save_state)
         firewall.ensure_unread()
     except KeyboardInterrupt:
