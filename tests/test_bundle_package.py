@@ -1,5 +1,7 @@
 """The real package, flag by flag: the counted file alone in an empty folder gives the package's losses, bit for bit."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from model_fixtures import EVAL_SETS, FLAG_SETS, evaluating, random_arrays, tiny_config
@@ -57,3 +59,20 @@ def test_counted_file_alone_equals_the_package(arch, flags, shard_folder, tmp_pa
 @pytest.mark.parametrize("part", [name if name == "all" else pytest.param(name, marks=pytest.mark.slow) for name in EVAL_SETS])
 def test_counted_evaluator_alone_equals_the_package(arch, part, shard_folder, tmp_path):
     compare(evaluating(arch, part, vocab_size=260, ngram_nodes=2000), shard_folder, tmp_path, [0, 40, 333])
+
+
+@pytest.mark.parametrize("arch", arch_names())
+def test_evaluation_only_form_scores_alike_and_cannot_train(arch, shard_folder, tmp_path):
+    cfg = evaluating(arch, "all", vocab_size=260, ngram_nodes=2000)
+    only = dataclasses.replace(cfg, eval=dataclasses.replace(cfg.eval, evaluation_only=True))
+    compare(only, shard_folder, tmp_path, [0, 40, 333])
+    small, whole = bundle(only), bundle(cfg)
+    assert len(small.wrapped) < 0.75 * len(whole.wrapped) and set(small.kept) < set(whole.kept)
+    trainers = ("trit.train.loop:", "trit.train.run:", "trit.train.loss:", "trit.train.optimizer:", "trit.train.schedule:")
+    trainers += ("trit.train.torch_backend:make_backend", "trit.compress.pack:pack", "trit.compress.quantize:fake_quantize")
+    trainers += ("trit.compress.calibrate:", "trit.params:init_params", "trit.data.loader:TokenLoader", "trit.submission:find_calibration")
+    for trainer in trainers:
+        assert any(name.startswith(trainer) for name in whole.kept), trainer
+        assert not any(name.startswith(trainer) for name in small.kept), trainer
+    done = run_alone(small, {"data": shard_folder}, environ={"DATA_PATH": "data", "TOKENIZER_PATH": "byte260"})
+    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("FileNotFoundError") and "artifact.trit" in done.stderr
