@@ -91,9 +91,7 @@ def main(cfg, ops, arch):
     process, log = start_process(), Log(int(os.environ.get("RANK", 0)))
     data_path, tokenizer = os.environ.get("DATA_PATH", "data"), os.environ.get("TOKENIZER_PATH", "")
     artifact = os.environ.get("ARTIFACT", "artifact.trit")
-    if not os.path.exists(artifact):
-        if cfg.eval.evaluation_only:
-            raise FileNotFoundError(f"{artifact}: no artifact, and this program only evaluates; put it there or set ARTIFACT to its path")
+    if not cfg.eval.evaluation_only and not os.path.exists(artifact):
         seed = int(os.environ.get("SEED", 1337))
         arrays, _ = train_weights(ops, arch, cfg, process, data_path, seed, log)
         calibration = find_calibration(ops, arch, cfg, process, arrays, data_path, log)

@@ -13,17 +13,20 @@ from pathlib import Path
 from trit.bundle.dialect import lint
 from trit.bundle.emit import minified, readable, strip
 from trit.bundle.fold import fold
+from trit.bundle.messages import number_messages, table_text
+from trit.bundle.mixing import mixed_file
 from trit.bundle.modules import load
 from trit.bundle.shake import check, join, needed_imports, reachable
 from trit.bundle.specialise import flatten
 from trit.bundle.wrap import wrap
 
-ALL_CODECS = ("brotli", "lzma", "zlib")
+ALL_CODECS = ("brotli", "lzma", "zlib", "mixing")
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A build. `source` is the shortened text that runs, `readable` the same program before shortening, `wrapped` the counted file.
+    """A build. `source` is the shortened text that runs, `readable` the same program before shortening (with what the numbers mean that
+    stand for error messages in `source`), `wrapped` the counted file.
 
     `kept` and `dropped` list symbols as `module:name`. `sha256` is that of `wrapped`.
     """
@@ -74,12 +77,24 @@ def bundle(
     text = readable(tree, flat.entry)
     if needs_source is None:
         needs_source = uses_source(tree)
-    texts = minified(text) if shake else [text]
-    builds = [(wrap(short, codecs, needs_source), short) for short in texts]
-    wrapped, source = min(builds, key=lambda build: (len(build[0]), build[0]))
+    texts = [text]
+    if shake:
+        numbered = ast.parse(text)
+        table = number_messages(numbered)
+        texts, text = minified(ast.unparse(numbered)), text + table_text(table)
+    wrapped, source = smallest(texts, codecs, needs_source)
     labels = {name: symbol.label for name, symbol in flat.symbols.items()}
     dropped = [labels[name] for name in flat.symbols if name not in set(kept)]
     return Bundle(source, text, wrapped, [labels[name] for name in kept], dropped, hashlib.sha256(wrapped).hexdigest(), kept)
+
+
+def smallest(texts, codecs, needs_source):
+    """(counted file, text) of the text that packs best. Mixing is slow, so it gets the text that is best without it."""
+    quick = [codec for codec in codecs if codec != "mixing"]
+    builds = [(wrap(text, quick, needs_source), text) for text in texts]
+    wrapped, source = min(builds, key=lambda build: (len(build[0]), build[0]))
+    mixed = mixed_file(source, needs_source) if "mixing" in codecs else None
+    return (mixed, source) if mixed and len(mixed) < len(wrapped) else (wrapped, source)
 
 
 def strip_symbols(flat):
