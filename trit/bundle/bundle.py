@@ -20,7 +20,8 @@ from trit.bundle.shake import check, join, needed_imports, reachable
 from trit.bundle.specialise import flatten
 from trit.bundle.wrap import wrap
 
-ALL_CODECS = ("brotli", "lzma", "zlib", "mixing")
+QUICK_CODECS = ("brotli", "lzma", "zlib")
+ALL_CODECS = (*QUICK_CODECS, "mixing")  # mixing saves a tenth; its file takes some four seconds longer to start
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,23 @@ def bundle(
     `root` is the folder that holds the package (this one's by default), `codecs` the compressors the target machine has.
     Without `shake` whole modules are joined, with the reserved names substituted and nothing folded, dropped or shortened.
     """
+    flat, kept, tree = flat_tree(config, entry, ops_module, root, shake, arch_module)
+    text = readable(tree, flat.entry)
+    if needs_source is None:
+        needs_source = uses_source(tree)
+    texts = [text]
+    if shake:
+        numbered = ast.parse(text)
+        table = number_messages(numbered)
+        texts, text = minified(ast.unparse(numbered)), text + table_text(table)
+    wrapped, source = smallest(texts, codecs, needs_source)
+    labels = {name: symbol.label for name, symbol in flat.symbols.items()}
+    dropped = [labels[name] for name in flat.symbols if name not in set(kept)]
+    return Bundle(source, text, wrapped, [labels[name] for name in kept], dropped, hashlib.sha256(wrapped).hexdigest(), kept)
+
+
+def flat_tree(config, entry, ops_module, root, shake, arch_module):
+    """(flat program, names of the kept symbols, module tree) of a configuration."""
     root = Path(root or Path(__file__).resolve().parents[2])
     arch_module = arch_module or f"{entry.partition('.')[0]}.models.{config.model.name}"
     flat = flatten(lint(load(entry, ops_module, arch_module, root)), config)
@@ -74,18 +92,13 @@ def bundle(
     tree = ast.fix_missing_locations(
         join(needed_imports(flat, kept) if shake else flat.imports.values(), [flat.symbols[name].node for name in kept])
     )
-    text = readable(tree, flat.entry)
-    if needs_source is None:
-        needs_source = uses_source(tree)
-    texts = [text]
-    if shake:
-        numbered = ast.parse(text)
-        table = number_messages(numbered)
-        texts, text = minified(ast.unparse(numbered)), text + table_text(table)
-    wrapped, source = smallest(texts, codecs, needs_source)
-    labels = {name: symbol.label for name, symbol in flat.symbols.items()}
-    dropped = [labels[name] for name in flat.symbols if name not in set(kept)]
-    return Bundle(source, text, wrapped, [labels[name] for name in kept], dropped, hashlib.sha256(wrapped).hexdigest(), kept)
+    return flat, kept, tree
+
+
+def shaken_text(config, entry="trit.submission", ops_module="trit.ops.torch_ops", root=None, arch_module=None):
+    """The readable form of a configuration's program."""
+    flat, _, tree = flat_tree(config, entry, ops_module, root, True, arch_module)
+    return readable(tree, flat.entry)
 
 
 def smallest(texts, codecs, needs_source):

@@ -113,6 +113,7 @@ def encode(text):
     return "".join(reversed(out))
 
 
+@functools.lru_cache(8)
 def decode(payload, length, alphabet):
     """The text of `length` characters behind `payload`, as the decoder in the file finds it, without running that."""
     model, value, width, at, found = _Model(alphabet), 0, 1, 0, []
