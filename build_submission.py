@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from trit.build import build
+from trit.bundle.bundle import ALL_CODECS, QUICK_CODECS
 from trit.config import RunArgs
 from trit.report.record import result_rows, verdict_line
 from trit.train.log import Log
@@ -21,6 +22,9 @@ def main(arguments=None):
     parser.add_argument("--run", required=True, help="folder of the training run, for example runs/demo")
     parser.add_argument(
         "--dce", action="store_true", help="specialise and tree-shake the counted file (without it, the whole package is wrapped)"
+    )
+    parser.add_argument(
+        "--quick-start", action="store_true", help="pack the code without mixing: a tenth larger, starts some four seconds sooner"
     )
     parser.add_argument("--name", help="name of the record; the run's name by default")
     parser.add_argument("--records", default="records", help="where records are filed")
@@ -36,7 +40,9 @@ def main(arguments=None):
         run = RunArgs(**json.loads((folder / "run.json").read_text()))
         about = {"author": options.author, "github_id": options.github_id, "blurb": options.blurb}
         log = Log()
-        built = build(folder, run, options.overrides, options.dce, options.name or run.run_id, options.records, about, log)
+        codecs = QUICK_CODECS if options.quick_start else ALL_CODECS
+        name = options.name or run.run_id
+        built = build(folder, run, options.overrides, options.dce, name, options.records, about, log, codecs)
     except (ValueError, RuntimeError, OSError) as fault:
         sys.exit(f"error: {fault}")
     submission = built.submission

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from trit.bundle.alone import Job, run_jobs
-from trit.bundle.bundle import bundle
+from trit.bundle.bundle import QUICK_CODECS, bundle
 from trit.bundle.wrap import wrap
 from trit.config import RunArgs
 from trit.config_load import load
@@ -67,7 +67,7 @@ def make_record(folder, data, preset=None, settings=SETTINGS):
     arch = load_arch(config.model.name)
     specs, generator = artifact_specs(arch, config), np.random.default_rng(1)
     arrays = {name: x + generator.normal(0, 0.3, x.shape).astype(np.float32) for name, x in init_params(specs, 1).items()}
-    artifact, counted = make_artifact(torch_ops, arch, config, arrays, {}), bundle(config)
+    artifact, counted = make_artifact(torch_ops, arch, config, arrays, {}), bundle(config, codecs=QUICK_CODECS)
     facts = dict.fromkeys(("trained_bpb", "gap", "eval_seconds", "calibration_seconds", "parameters", "bytes_tokenizer"), 0)
     facts |= {"score": Score(0.0, 0.0, 0, 0), "steps": 0, "train_seconds": 1.0, "bytes_code": 0, "bytes_model": 0, "categories": {}}
     facts |= {"author": "a", "github_id": "b", "name": "tiny", "blurb": "c", "hardware": "", "sha256_code": "", "sha256_model": ""}

@@ -1,11 +1,13 @@
 """The real package, flag by flag: the counted file alone in an empty folder gives the package's losses, bit for bit."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from model_fixtures import EVAL_SETS, FLAG_SETS, evaluating, random_arrays, tiny_config
 
 from trit.bundle.alone import run_alone
-from trit.bundle.bundle import bundle
+from trit.bundle.bundle import ALL_CODECS, bundle
 from trit.bundle.verify import verify
 from trit.eval.temperature import artifact_specs
 from trit.models import arch_names, load_arch
@@ -30,12 +32,12 @@ def test_the_grid_is_run_on_every_architecture():
     assert arch_names() and set(FAST) <= set(GRID)
 
 
-def compare(cfg, shard_folder, tmp_path, rows_at=()):
+def compare(cfg, shard_folder, tmp_path, rows_at=(), codecs=("brotli",)):
     """The counted file's losses, printed score and rows are the package's, on the same artifact."""
     module = load_arch(cfg.model.name)
     artifact = make_artifact(torch_ops, module, cfg, random_arrays(artifact_specs(module, cfg)), {})
     (tmp_path / "artifact.trit").write_bytes(artifact)
-    built = bundle(cfg)
+    built = bundle(cfg, codecs=codecs)
     verify(built)
     files = {"artifact.trit": tmp_path / "artifact.trit", "data": shard_folder}
     environ = {"DATA_PATH": "data", "TOKENIZER_PATH": "byte260", "LOSSES": "losses", "OMP_NUM_THREADS": "1"}
@@ -59,3 +61,20 @@ def test_counted_file_alone_equals_the_package(arch, flags, shard_folder, tmp_pa
 @pytest.mark.parametrize("part", [name if name == "all" else pytest.param(name, marks=pytest.mark.slow) for name in EVAL_SETS])
 def test_counted_evaluator_alone_equals_the_package(arch, part, shard_folder, tmp_path):
     compare(evaluating(arch, part, vocab_size=260, ngram_nodes=2000), shard_folder, tmp_path, [0, 40, 333])
+
+
+@pytest.mark.parametrize("arch", arch_names())
+def test_evaluation_only_form_scores_alike_and_cannot_train(arch, shard_folder, tmp_path):
+    cfg = evaluating(arch, "all", vocab_size=260, ngram_nodes=2000)
+    only = dataclasses.replace(cfg, eval=dataclasses.replace(cfg.eval, evaluation_only=True))
+    compare(only, shard_folder, tmp_path, [0, 40, 333], ALL_CODECS)
+    small, whole = (bundle(each, codecs=("brotli",)) for each in (only, cfg))
+    assert len(small.wrapped) < 0.75 * len(whole.wrapped) and set(small.kept) < set(whole.kept)
+    trainers = ("trit.train.loop:", "trit.train.run:", "trit.train.loss:", "trit.train.optimizer:", "trit.train.schedule:")
+    trainers += ("trit.train.torch_backend:make_backend", "trit.compress.pack:pack", "trit.compress.quantize:fake_quantize")
+    trainers += ("trit.compress.calibrate:", "trit.params:init_params", "trit.data.loader:TokenLoader", "trit.submission:find_calibration")
+    for trainer in trainers:
+        assert any(name.startswith(trainer) for name in whole.kept), trainer
+        assert not any(name.startswith(trainer) for name in small.kept), trainer
+    done = run_alone(small, {"data": shard_folder}, environ={"DATA_PATH": "data", "TOKENIZER_PATH": "byte260"})
+    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("FileNotFoundError") and "artifact.trit" in done.stderr

@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,7 @@ from trit.proof.replay import cut_points, plan_replay, replay_length
 from trit.proof.touched import touched_checks
 from trit.report.record import package_sha256
 
+ROOT = Path(__file__).resolve().parent.parent
 EVALUATION = {"eval_seq_len": 16, "eval_stride": 8, "eval_batch_seqs": 3, "eval_chunk_tokens": 40, "memory_chunk_tokens": 10}
 BYTES = byte_table("byte260", 260)
 
@@ -231,13 +235,35 @@ def test_a_rebuild_proves_only_what_it_can(honest, monkeypatch):
     class Built:
         wrapped, sha256 = entry.program, "0"
 
-    monkeypatch.setattr(rebuild, "bundle", lambda config, shake: Built)
+    monkeypatch.setattr(rebuild, "bundle", lambda config, shake, codecs: Built)
     assert rebuild.same_build(entry).verdict == "pass"
     other = entry._replace(program=b"edited")
     assert rebuild.same_build(other).verdict == "fail"
     foreign = entry.submission | {"versions": {"trit": "another"}}
     assert rebuild.same_build(other._replace(submission=foreign)).verdict == "unknown"
     assert rebuild.same_build(entry._replace(config=entry.config | {"more": {}})).verdict == "unknown"
+
+
+REBUILD = """
+import sys
+from trit.bundle.bundle import bundle
+from trit.config_load import from_dict, load, to_dict
+from trit.proof import rebuild
+from types import SimpleNamespace
+config = load("configs/demo.toml", {}, ["eval.evaluation_only=true"])[0]
+program = open(sys.argv[1], "rb").read() if len(sys.argv) > 1 else bundle(config, codecs=rebuild.ALL_CODECS).wrapped
+sys.stdout.buffer.write(program) if len(sys.argv) == 1 else print(
+    rebuild.same_build(SimpleNamespace(program=program, config=to_dict(config), submission={})))
+"""
+
+
+def test_a_rebuild_gives_the_same_bytes_whatever_the_hash_seed(tmp_path):
+    for seed, arguments in (("1", []), ("2", [str(tmp_path / "train_gpt.py")])):
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", REBUILD, *arguments]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True, timeout=300)
+        (tmp_path / "train_gpt.py").write_bytes(done.stdout) if not arguments else None
+    assert b"verdict='pass'" in done.stdout and b"shaken, sha256" in done.stdout
 
 
 def test_a_stranger_judges_a_record(honest, tmp_path, capsys, monkeypatch):

@@ -83,7 +83,7 @@ def trained(data, tmp_path_factory):
 @pytest.fixture(scope="module")
 def record(trained, tmp_path_factory):
     root = tmp_path_factory.mktemp("records")
-    done = run("build_submission.py", "--run", trained, "--dce", "--records", root)
+    done = run("build_submission.py", "--run", trained, "--dce", "--quick-start", "--records", root)
     assert done.returncode == 0, done.stdout + done.stderr
     folder = Path(done.stdout.strip().splitlines()[-1])
     assert folder.parent == root / "demo_cpu_256kb"
@@ -105,7 +105,17 @@ def test_record_is_complete_and_its_numbers_are_those_of_its_files(record):
 
 
 def test_building_again_gives_the_same_bytes_in_a_folder_of_its_own(record, trained):
-    done = run("build_submission.py", "--run", trained, "--records", record.parent.parent, "--name", record.name.partition("_")[2], "--dce")
+    done = run(
+        "build_submission.py",
+        "--run",
+        trained,
+        "--records",
+        record.parent.parent,
+        "--name",
+        record.name.partition("_")[2],
+        "--dce",
+        "--quick-start",
+    )
     assert done.returncode == 0, done.stderr
     again = Path(done.stdout.strip().splitlines()[-1])
     assert again.name == record.name + "_2"

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import brotli
 import numpy as np
 
-from trit.bundle.bundle import bundle
+from trit.bundle.bundle import ALL_CODECS, QUICK_CODECS, bundle
 from trit.bundle.verify import verify
 from trit.compress.pack import unpack
 from trit.compress.plan import check_budget
@@ -146,17 +146,17 @@ def built_config(trained, overrides):
     return config
 
 
-def build(run_folder, run, overrides, shake, name, root, about, log):
+def build(run_folder, run, overrides, shake, name, root, about, log, codecs=ALL_CODECS):
     """Build, certify and file the run in `run_folder` -> `Built`. Raises ValueError or RuntimeError that say what to do.
 
     `run` is the run's RunArgs; `overrides` are `key=value` strings; `about` holds author, github_id and blurb; `root` is the records
-    folder.
+    folder; `codecs` are the ways to pack the counted file.
     """
     with Firewall(validation_files(run.data_path)) as firewall:
-        return build_behind(firewall, Path(run_folder), run, overrides, shake, name, root, about, log)
+        return build_behind(firewall, Path(run_folder), run, overrides, shake, name, root, about, log, codecs)
 
 
-def build_behind(firewall, run_folder, run, overrides, shake, name, root, about, log):
+def build_behind(firewall, run_folder, run, overrides, shake, name, root, about, log, codecs):
     """`build` with validation text unreadable until `firewall` is released with the artifact."""
     config, state, steps, seconds, _ = load_checkpoint(run_folder / "checkpoint.npz")
     config = built_config(config, overrides)
@@ -166,7 +166,7 @@ def build_behind(firewall, run_folder, run, overrides, shake, name, root, about,
     (run_folder / "artifact.trit").write_bytes(artifact)
     log.line(f"Serialized model: {len(artifact)} bytes sha256 {digest}")
 
-    shaken, whole = (bundle(config, shake=flag) for flag in (True, False))
+    shaken, whole = bundle(config, codecs=codecs), bundle(config, shake=False, codecs=QUICK_CODECS)
     counted = shaken if shake else whole
     verify(counted)
     log.line(f"Code size: {len(counted.wrapped)} bytes (shaken {len(shaken.wrapped)}, unshaken {len(whole.wrapped)})")

@@ -138,6 +138,7 @@ class EvalConfig:
     ttt_clip: float = setting(1.0, "largest norm of its gradient")
     ttt_epochs: int = setting(1, "its passes over each scored chunk")
     ttt_lora_rank: int = setting(8, "rank of the lora scope's factors")
+    evaluation_only: bool = setting(False, "the counted program scores the artifact beside it and cannot train: the smallest form")
     freeze_check_strict: bool = setting(True, "an evaluation that changed a tensor of the artifact is an error, otherwise a warning")
 
 

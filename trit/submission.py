@@ -1,5 +1,7 @@
 """The counted program: train if there is no artifact, then reload the artifact's bytes, evaluate, and print.
 
+With `eval.evaluation_only` a missing artifact is an error instead, and the bundler shakes training and packing away.
+
 `train_gpt.py` and `build_submission.py` call the same functions, so the counted file and the package cannot drift apart.
 """
 
@@ -36,16 +38,18 @@ def find_calibration(ops, arch, cfg, process, arrays, data_path, log):
     specs, tokens = artifact_specs(arch, cfg), calibration_tokens(cfg, data_path)
     if cfg.eval.fit_temperature:
         arrays["sharpness"] = np.ones(1, np.float32)
-    calibration = calibrate(
-        ops,
-        cfg,
-        specs,
-        arrays,
-        lambda weights: evaluator(ops, arch, cfg, weights, process).losses,
-        lambda weights, inputs: observe(ops, arch, cfg, weights, inputs, process),
-        tokens,
-        log,
-    )
+    calibration = {}
+    if cfg.compress.calibration_evals:
+        calibration = calibrate(
+            ops,
+            cfg,
+            specs,
+            arrays,
+            lambda weights: evaluator(ops, arch, cfg, weights, process).losses,
+            lambda weights, inputs: observe(ops, arch, cfg, weights, inputs, process),
+            tokens,
+            log,
+        )
     if cfg.eval.fit_temperature:
         stored = stored_arrays(ops, cfg, specs, {name: ops.from_numpy(array) for name, array in arrays.items()}, calibration)
         rows = evaluator(ops, arch, cfg, stored, process).rows
@@ -87,7 +91,7 @@ def main(cfg, ops, arch):
     process, log = start_process(), Log(int(os.environ.get("RANK", 0)))
     data_path, tokenizer = os.environ.get("DATA_PATH", "data"), os.environ.get("TOKENIZER_PATH", "")
     artifact = os.environ.get("ARTIFACT", "artifact.trit")
-    if not os.path.exists(artifact):
+    if not cfg.eval.evaluation_only and not os.path.exists(artifact):
         seed = int(os.environ.get("SEED", 1337))
         arrays, _ = train_weights(ops, arch, cfg, process, data_path, seed, log)
         calibration = find_calibration(ops, arch, cfg, process, arrays, data_path, log)

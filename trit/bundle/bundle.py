@@ -13,17 +13,21 @@ from pathlib import Path
 from trit.bundle.dialect import lint
 from trit.bundle.emit import minified, readable, strip
 from trit.bundle.fold import fold
+from trit.bundle.messages import number_messages, table_text
+from trit.bundle.mixing import mixed_file
 from trit.bundle.modules import load
 from trit.bundle.shake import check, join, needed_imports, reachable
 from trit.bundle.specialise import flatten
 from trit.bundle.wrap import wrap
 
-ALL_CODECS = ("brotli", "lzma", "zlib")
+QUICK_CODECS = ("brotli", "lzma", "zlib")
+ALL_CODECS = (*QUICK_CODECS, "mixing")  # mixing saves a tenth; its file takes some four seconds longer to start
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A build. `source` is the shortened text that runs, `readable` the same program before shortening, `wrapped` the counted file.
+    """A build. `source` is the shortened text that runs, `readable` the same program before shortening (with what the numbers mean that
+    stand for error messages in `source`), `wrapped` the counted file.
 
     `kept` and `dropped` list symbols as `module:name`. `sha256` is that of `wrapped`.
     """
@@ -57,6 +61,23 @@ def bundle(
     `root` is the folder that holds the package (this one's by default), `codecs` the compressors the target machine has.
     Without `shake` whole modules are joined, with the reserved names substituted and nothing folded, dropped or shortened.
     """
+    flat, kept, tree = flat_tree(config, entry, ops_module, root, shake, arch_module)
+    text = readable(tree, flat.entry)
+    if needs_source is None:
+        needs_source = uses_source(tree)
+    texts = [text]
+    if shake:
+        numbered = ast.parse(text)
+        table = number_messages(numbered)
+        texts, text = minified(ast.unparse(numbered)), text + table_text(table)
+    wrapped, source = smallest(texts, codecs, needs_source)
+    labels = {name: symbol.label for name, symbol in flat.symbols.items()}
+    dropped = [labels[name] for name in flat.symbols if name not in set(kept)]
+    return Bundle(source, text, wrapped, [labels[name] for name in kept], dropped, hashlib.sha256(wrapped).hexdigest(), kept)
+
+
+def flat_tree(config, entry, ops_module, root, shake, arch_module):
+    """(flat program, names of the kept symbols, module tree) of a configuration."""
     root = Path(root or Path(__file__).resolve().parents[2])
     arch_module = arch_module or f"{entry.partition('.')[0]}.models.{config.model.name}"
     flat = flatten(lint(load(entry, ops_module, arch_module, root)), config)
@@ -71,15 +92,22 @@ def bundle(
     tree = ast.fix_missing_locations(
         join(needed_imports(flat, kept) if shake else flat.imports.values(), [flat.symbols[name].node for name in kept])
     )
-    text = readable(tree, flat.entry)
-    if needs_source is None:
-        needs_source = uses_source(tree)
-    texts = minified(text) if shake else [text]
-    builds = [(wrap(short, codecs, needs_source), short) for short in texts]
+    return flat, kept, tree
+
+
+def shaken_text(config, entry="trit.submission", ops_module="trit.ops.torch_ops", root=None, arch_module=None):
+    """The readable form of a configuration's program."""
+    flat, _, tree = flat_tree(config, entry, ops_module, root, True, arch_module)
+    return readable(tree, flat.entry)
+
+
+def smallest(texts, codecs, needs_source):
+    """(counted file, text) of the text that packs best. Mixing is slow, so it gets the text that is best without it."""
+    quick = [codec for codec in codecs if codec != "mixing"]
+    builds = [(wrap(text, quick, needs_source), text) for text in texts]
     wrapped, source = min(builds, key=lambda build: (len(build[0]), build[0]))
-    labels = {name: symbol.label for name, symbol in flat.symbols.items()}
-    dropped = [labels[name] for name in flat.symbols if name not in set(kept)]
-    return Bundle(source, text, wrapped, [labels[name] for name in kept], dropped, hashlib.sha256(wrapped).hexdigest(), kept)
+    mixed = mixed_file(source, needs_source) if "mixing" in codecs else None
+    return (mixed, source) if mixed and len(mixed) < len(wrapped) else (wrapped, source)
 
 
 def strip_symbols(flat):

@@ -71,21 +71,30 @@ def minified(text):
     found, source = {}, shorten_parameters(text)
     for hoist in (False, True):
         for preserved in ([], sorted(BUILTINS)):
-            short = python_minifier.minify(
-                source,
-                remove_annotations=False,
-                remove_literal_statements=False,
-                remove_dead_branches=False,
-                remove_asserts=False,
-                remove_debug=False,
-                constant_folding=False,
-                hoist_literals=hoist,
-                rename_locals=True,
-                rename_globals=True,
-                preserve_globals=preserved,
-            )
-            found.setdefault(short)
+            found.setdefault(shorten(source, hoist, preserved))
     return list(found)
+
+
+def minify_once(text):
+    """The setting that is best for most programs, for a quick estimate."""
+    return shorten(shorten_parameters(text), False, [])
+
+
+def shorten(source, hoist, preserved):
+    """python-minifier's text of a source: `hoist` gives repeated literals names, `preserved` names are not given new ones."""
+    return python_minifier.minify(
+        source,
+        remove_annotations=False,
+        remove_literal_statements=False,
+        remove_dead_branches=False,
+        remove_asserts=False,
+        remove_debug=False,
+        constant_folding=False,
+        hoist_literals=hoist,
+        rename_locals=True,
+        rename_globals=True,
+        preserve_globals=preserved,
+    )
 
 
 def shorten_parameters(text):

@@ -8,6 +8,8 @@ import ast
 import lzma
 import zlib
 
+from trit.bundle.mixing import expand_mixed
+
 HEAD = b"#coding:l1\n"
 QUOTES = (b"'", b'"', b"'''", b'"""')
 FULL = {"dict_size": 1 << 20, "mode": lzma.MODE_NORMAL, "nice_len": 273, "mf": lzma.MF_BT4, "depth": 2000}
@@ -80,6 +82,9 @@ def wrap(source, codecs=("brotli", "lzma", "zlib"), needs_source=False):
 
 def expand(wrapped):
     """The source text inside a wrapped file, found by parsing, not by running it. Raises ValueError on any other file."""
+    mixed = expand_mixed(wrapped)
+    if mixed is not None:
+        return mixed
     try:
         tree = ast.parse(wrapped)
     except (SyntaxError, ValueError) as error:

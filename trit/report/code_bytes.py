@@ -1,0 +1,83 @@
+"""What the counted code costs: python -m trit.report.code_bytes configs/ternary_10x768.toml [key=value ...]
+
+Prints the counted file's size, the bytes of every definition, and those of every feature: the feature is switched the other way, the
+file bundled again, and the difference shown. Needs no data and no training. Sizes of features are those under brotli, which packs in an
+instant; mixing makes them about a tenth smaller.
+"""
+
+import argparse
+import ast
+import sys
+
+import brotli
+
+from trit.bundle.bundle import bundle, byte_report, shaken_text
+from trit.bundle.emit import minify_once
+from trit.bundle.messages import number_messages
+from trit.config_load import load, with_overrides
+
+# What switches each feature on, and off.
+FEATURES = {
+    "n-gram memory": (["eval.ngram_order=5"], ["eval.ngram_order=0"]),
+    "EvalEngram": (["eval.eval_engram_buckets=4096"], ["eval.eval_engram_buckets=0"]),
+    "test-time training": (["eval.ttt_scope=lora"], ["eval.ttt_scope=none"]),
+    "temperature": (["eval.fit_temperature=true"], ["eval.fit_temperature=false"]),
+    "calibration": (["compress.calibration_evals=48", "compress.calibration_seconds=1"], ["compress.calibration_evals=0"]),
+    "training": (["eval.evaluation_only=false"], ["eval.evaluation_only=true"]),
+    "compile": (["train.compile=true"], ["train.compile=false"]),
+    "bfloat16": (["train.compute_dtype=bfloat16"], ["train.compute_dtype=float32"]),
+    "full-precision phase": (["quant.full_precision_fraction=0.2"], ["quant.full_precision_fraction=0"]),
+    "moving average": (["train.ema_decay=0.99"], ["train.ema_decay=0"]),
+    "row norm of Muon": (["train.muon_row_norm=true"], ["train.muon_row_norm=false"]),
+    "gradient clipping": (["train.grad_clip_norm=1"], ["train.grad_clip_norm=0"]),
+    "engram": (["engram.engram_buckets=4096"], ["engram.engram_buckets=0"]),
+    "XSA": (["model.xsa_layers=1"], ["model.xsa_layers=0"]),
+    "value residual": (["model.value_residual=true"], ["model.value_residual=false"]),
+    "isolated documents": (["model.isolate_documents=true"], ["model.isolate_documents=false"]),
+}
+
+
+def quick_size(config):
+    """Bytes of a configuration's shortened code under brotli, without the wrapper."""
+    tree = ast.parse(shaken_text(config))
+    number_messages(tree)
+    return len(brotli.compress(minify_once(ast.unparse(tree)).encode()))
+
+
+def feature_rows(config):
+    """[(feature, "on" or "off", bytes it costs, or would cost)], dearest first. What the configuration forbids is left out."""
+    base, rows = quick_size(config), []
+    for name, (on, off) in FEATURES.items():
+        try:
+            is_on = with_overrides(config, off) != config
+            other = quick_size(with_overrides(config, off if is_on else on))
+        except ValueError:
+            continue
+        rows.append((name, "on" if is_on else "off", base - other if is_on else other - base))
+    return sorted(rows, key=lambda row: (-row[2], row[0]))
+
+
+def report_lines(config, codecs=("brotli", "mixing")):
+    """The whole report as lines of text."""
+    built = bundle(config, codecs=codecs)
+    lines = [f"counted file: {len(built.wrapped)} bytes, of {built.sizes['source']} of shortened text", "", "bytes by feature"]
+    for name, state, size in feature_rows(config):
+        lines.append(f"{size:7}  {name}" + ("" if state == "on" else " (off; this is what it would cost)"))
+    lines += ["", "bytes by definition"]
+    return lines + [f"{size:7}  {name}" for name, size in byte_report(built)]
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="preset, for example configs/ternary_10x768.toml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that differ from the preset's")
+    options = parser.parse_args(arguments)
+    try:
+        config = load(options.config, None, options.overrides)[0]
+    except ValueError as fault:
+        sys.exit(f"error: {fault}")
+    print("\n".join(report_lines(config)))
+
+
+if __name__ == "__main__":
+    main()
