@@ -1,4 +1,5 @@
 """Turn a training run into a verified record: python build_submission.py --run runs/demo --dce
+Or plan before training: python build_submission.py --plan --config configs/demo.toml [--fit engram_buckets] [key=value ...]
 
 Calibrates, quantises, packs, reloads, scores, bundles, certifies what the counted file does when run alone, and files the record.
 Any failed check ends with a non-zero exit and says what to do; an unknown one says what would settle it. The last line is the record's
@@ -7,11 +8,12 @@ folder.
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
-from trit.build import build
 from trit.bundle.bundle import ALL_CODECS, QUICK_CODECS
+from trit.compress.plan_report import plan_report
 from trit.config import RunArgs
 from trit.report.record import result_rows, verdict_line
 from trit.train.log import Log
@@ -19,7 +21,10 @@ from trit.train.log import Log
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", required=True, help="folder of the training run, for example runs/demo")
+    parser.add_argument("--run", help="folder of the training run, for example runs/demo")
+    parser.add_argument("--plan", action="store_true", help="print the bytes a configuration will take, without weights, and stop")
+    parser.add_argument("--config", help="preset to plan, for example configs/demo.toml")
+    parser.add_argument("--fit", default="", metavar="SETTING", help="with --plan: find the largest value of a setting under the cap")
     parser.add_argument(
         "--dce", action="store_true", help="specialise and tree-shake the counted file (without it, the whole package is wrapped)"
     )
@@ -31,10 +36,16 @@ def main(arguments=None):
     parser.add_argument("--author", default="trit")
     parser.add_argument("--github-id", default="")
     parser.add_argument("--blurb", default="A small ternary language model, trained, packed and certified by trit.")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of eval and compress that differ from the run's")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of eval and compress that differ from the run's; any with --plan")
     options = parser.parse_args(arguments)
-    folder = Path(options.run)
     try:
+        if options.plan:
+            text, fits = plan_report(options.config, options.overrides, options.fit, os.environ)
+            print(text)
+            return sys.exit(0 if fits else 1)
+        from trit.build import build  # a plan answers at once; torch takes seconds to import
+
+        folder = Path(options.run or "")
         if not (folder / "run.json").exists():
             raise ValueError(f"{folder} is not a training run (no run.json); train first: python train_gpt.py --config configs/demo.toml")
         run = RunArgs(**json.loads((folder / "run.json").read_text()))
