@@ -56,6 +56,7 @@ class QuantConfig:
     engram_bits: int = setting(4, "bits of the engram rows, likewise")
     engram_clip: float = setting(2.0, "the same range for the integer grid of the engram rows; 2 bits and 2.0 make sparse trits")
     engram_group_size: int = setting(4096, "engram weights that share one scale; a multiple or a divisor of the row")
+    rate_penalty: float = setting(0.0, "price, in nats, of all three-valued codes being other than zero: above 0 trades weights for bytes")
     scalar_bits: int = setting(16, "bits of gains, scales and biases, likewise; on a grid they are distances from their start")
     scalar_clip: float = setting(4.0, "range of the grid of gains, scales and biases in multiples of the tensor's RMS")
     scale_steps: int = setting(0, "scales that can be stored in every doubling; 0 stores them as 16-bit floats")
