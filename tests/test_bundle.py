@@ -14,6 +14,7 @@ from bundle_fixtures import BUILD, FlagSection, ModelSection, ToyConfig, edited,
 from trit.bundle import wrap
 from trit.bundle.alone import run_alone
 from trit.bundle.bundle import bundle, byte_report
+from trit.bundle.emit import ascii_form
 from trit.bundle.modules import DialectError
 from trit.bundle.verify import BundleError, check_syntax, find_pythons, verify
 
@@ -261,3 +262,18 @@ def test_local_lost_with_its_branch_is_refused(tmp_path):
     )
     with pytest.raises(DialectError, match=r"^toy/program.py:\d+: `lost` is assigned only in a branch that folds away"):
         bundle(ToyConfig(), root=root, **BUILD)
+
+
+@pytest.mark.parametrize(
+    "text, plain",
+    [
+        ("x = '▁é' + \"😀\"\n", "x = '\\u2581\\u00e9' + \"\\U0001f600\"\n"),
+        ("x = r'▁'\n", None),
+        ("x = f'{y}▁'\n", None),
+        ("x = '\\\\▁'\n", "x = '\\\\\\u2581'\n"),
+        ("é = 1\n", None),
+        ("x = 1  # é\n", "x = 1  # \\u00e9\n"),
+    ],
+)
+def test_ascii_form_is_the_same_program_or_the_same_text(text, plain):
+    assert ascii_form(text) == (plain or text)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from model_fixtures import BACKENDS, load_arch, random_tokens, start, tiny_config
 
-from trit.train.log import Log
+from trit.train.log import RunLog
 from trit.train.loop import train, warm_up
 from trit.train.run import run_training
 from trit.train.schedule import learning_rate_factor, training_progress
@@ -176,13 +176,13 @@ def test_warm_up_leaves_no_trace(backend):
 
 def test_log_writes_lines_for_people_and_records_for_programs(tmp_path, shard_folder, capsys):
     cfg = tiny_config(iterations=20, log_every=10)
-    log = Log(0, str(tmp_path))
+    log = RunLog(0, str(tmp_path))
     run_training(cfg, load_arch("unet").param_specs(cfg), start(cfg), shard_folder, 1, log, None, lambda *state: None)
     text = (tmp_path / "train.log").read_text()
     assert "step:10/20 train_loss:" in text and "step:20/20 train_loss:" in text and text == capsys.readouterr().out
     records = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert len(records) == 2 and '"step": 20' in records[1]
-    Log(1, str(tmp_path)).line("not from rank 1")
+    RunLog(1, str(tmp_path)).line("not from rank 1")
     assert (tmp_path / "train.log").read_text() == text and not capsys.readouterr().out
-    Log(0, str(tmp_path), keep=True).line("more")
+    RunLog(0, str(tmp_path), keep=True).line("more")
     assert (tmp_path / "train.log").read_text() == text + "more\n"

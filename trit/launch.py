@@ -17,7 +17,7 @@ from trit.data.manifest import check_vocabulary
 from trit.models import load_arch
 from trit.params import init_params
 from trit.train.checkpoint import load_checkpoint, save_checkpoint
-from trit.train.log import Log
+from trit.train.log import RunLog
 from trit.train.run import run_training
 
 
@@ -54,7 +54,7 @@ def launch(arguments, text, ops, start_process, make_backend):
         with warnings.catch_warnings(record=True) as doubts:
             check_plan(made, config.track.cap_bytes)
         folder.mkdir(parents=True, exist_ok=True)
-        log = Log(process.rank, folder, keep=run.resume)
+        log = RunLog(process.rank, folder, keep=run.resume)
         if process.rank == 0:
             save(config, folder / "config.json")
             (folder / "run.json").write_text(json.dumps(dataclasses.asdict(run)) + "\n")

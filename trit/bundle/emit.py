@@ -71,8 +71,21 @@ def minified(text):
     found, source = {}, shorten_parameters(text)
     for hoist in (False, True):
         for preserved in ([], sorted(BUILTINS)):
-            found.setdefault(shorten(source, hoist, preserved))
+            found.setdefault(ascii_form(shorten(source, hoist, preserved)))
     return list(found)
+
+
+def ascii_form(text):
+    """The same program without other than ASCII characters, which mixing codes in seven bits; as it is where they stand in f-strings."""
+    tree = ast.parse(text)
+    joined = [part for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)]
+    if any(isinstance(part, ast.Constant) and isinstance(part.value, str) and not part.value.isascii() for part in joined):
+        return text
+    plain = "".join(character if character.isascii() else f"\\U{ord(character):08x}" for character in text).replace("\\U0000", "\\u")
+    try:
+        return plain if ast.dump(ast.parse(plain)) == ast.dump(tree) else text
+    except (SyntaxError, ValueError):
+        return text
 
 
 def minify_once(text):

@@ -1,6 +1,6 @@
 """Context mixing for the counted file: what brotli codes in 12,400 bytes takes 10,600, and its decoder 650.
 
-In: source text. Out: a Python file that decodes the text bit by bit and runs it. Seven contexts guess the next bit; their guesses are
+In: source text. Out: a Python file that decodes the text bit by bit and runs it. Nine contexts guess the next bit; their guesses are
 weighed in the logistic domain by weights that learn (PAQ: Mahoney 2005), and an arithmetic coder writes digits to base 254: the byte
 values that a raw latin-1 literal holds as they are. Weights and coder are integers, counters use + - and / alone, so every machine decodes
 alike. Only log and exp come from the machine's library: their results are rounded, and `encode` refuses a text where a result lies so
@@ -15,8 +15,9 @@ BASE = 254  # byte values but NUL, which Python refuses, and CR, which it reads 
 FULL = 4e9  # the coder's range is kept above this
 LOGIT = 256  # steps of a guess in one nat
 SCALE = 1e7  # weight times guess in one nat
-WEIGHT, LEARNING_SHIFT = 5000, 16
-FIRST_DIVISOR, LAST_DIVISOR = 1.3, 20
+WEIGHT, LEARNING_SHIFT = 4000, 16
+FIRST_DIVISOR, LAST_DIVISOR = 1.2, 14
+FLOOR, SPAN = 5e-4, 0.999  # shares stay off 0 and 1, so that no logarithm, and no step of a weight, is wild
 MARGIN = 2e-10  # of a rounding step: good libraries differ by 2e-11 at most, and one text in 2,000 is refused
 LONGEST = 1 << 20
 QUOTES = ("'''", '"""')
@@ -24,15 +25,15 @@ HEAD = b"#coding:l1\nimport math\ns=r"
 DECODER = """
 T={};o=w=p="";x=i=0;r=1
 while len(o)<LENGTH:
- h=[T.setdefault(k,{})for k in enumerate((o[-1:],o[-2:],o[-4:],o[-5:-1],w,p[-2:],p+w))];c=1
+ h=[T.setdefault(k,{})for k in enumerate(("",o[-1:],o[-2:],o[-3:],o[-4:],o[-5:-1],w,p[-2:],p+w))];c=1
  while c<ALPHABET:
-  u,v=[T.setdefault(k,[5000]*7)for k in(o[-1:],c)];a=[g.setdefault(c,[.5,1.3])for g in h];z=[int(256*math.log(q/(1-q)))for q,n in a];d=int(65534.5/(1+math.exp(-sum((f+g)*q for f,g,q in zip(u,v,z))/1e7)))+1
+  u,v=[T.setdefault(k,[4000]*9)for k in(o[-1:],c)];a=[g.setdefault(c,[.5,1.2])for g in h];z=[int(256*math.log(q/(1-q)))for q,n in a];d=int(65534.5/(1+math.exp(-sum((f+g)*q for f,g,q in zip(u,v,z))/1e7)))+1
   while r<4e9:r*=254;b=ord(s[i]);i+=1;x=x*254+b-(b>13)-1
   t=r*d>>16;b=x<t
   if b:r=t
   else:x-=t;r-=t
   c+=c+b;e=(b<<16)-d
-  for k in range(7):q=z[k]*e>>16;u[k]+=q;v[k]+=q;f,n=a[k];a[k][:]=f+(b-f)/n,n+(n<20)
+  for k in range(9):q=z[k]*e>>16;u[k]+=q;v[k]+=q;f,n=a[k];a[k][:]=f+(b*.999+5e-4-f)/n,n+(n<14)
  k=chr(c-ALPHABET);o+=k;w=(w+k)*k.isalnum();p=(p+k*(w==""))[-4:]
 T=0;SOURCE_LINESexec(PROGRAM)
 """  # fmt: skip
@@ -50,12 +51,12 @@ class _Model:
     def start(self):
         """Look up the contexts of the character that comes."""
         text, word, marks = self.text, self.word, self.marks
-        contexts = text[-1:], text[-2:], text[-4:], text[-5:-1], word, marks[-2:], marks + word
+        contexts = "", text[-1:], text[-2:], text[-3:], text[-4:], text[-5:-1], word, marks[-2:], marks + word
         self.histories, self.prefix = [self.tables.setdefault(key, {}) for key in enumerate(contexts)], 1
 
     def guess(self):
         """Probability of a one in 65536 parts, 1 to 65535. ValueError where another library might round otherwise."""
-        self.weights = [self.tables.setdefault(key, [WEIGHT] * 7) for key in (self.text[-1:], self.prefix)]
+        self.weights = [self.tables.setdefault(key, [WEIGHT] * 9) for key in (self.text[-1:], self.prefix)]
         self.counters = [history.setdefault(self.prefix, [0.5, FIRST_DIVISOR]) for history in self.histories]
         self.logits = [rounded(LOGIT * math.log(share / (1 - share))) for share, _ in self.counters]
         total = sum((a + b) * logit for a, b, logit in zip(*self.weights, self.logits))
@@ -70,7 +71,7 @@ class _Model:
             first[index] += change
             second[index] += change
             share, divisor = counter
-            counter[:] = share + (bit - share) / divisor, divisor + (divisor < LAST_DIVISOR)
+            counter[:] = share + (bit * SPAN + FLOOR - share) / divisor, divisor + (divisor < LAST_DIVISOR)
         self.prefix += self.prefix + bit
         if self.prefix >= self.alphabet:
             character = chr(self.prefix - self.alphabet)
