@@ -20,7 +20,9 @@ from trit.eval.temperature import artifact_specs, fit_sharpness
 from trit.params import init_params
 from trit.train.log import Log
 from trit.train.run import run_training
-from trit.train.torch_backend import evaluator, make_backend, observe, start_process, total_over_ranks
+from trit.train.torch_backend import evaluator, make_backend, observe, squared_gradients, start_process, total_over_ranks
+
+STATISTICS_WINDOWS = 256  # of held-out training text that an allocation takes gradients on
 
 
 def train_weights(ops, arch, cfg, process, data_path, seed, log):
@@ -53,6 +55,35 @@ def find_calibration(ops, arch, cfg, process, arrays, data_path, log):
         arrays["sharpness"] = np.full(1, sharpness, np.float32)
         log.line(f"temperature:{1 / sharpness:.4f} held-out training loss {before:.5f} -> {after:.5f}")
     return calibration
+
+
+def windows(cfg, tokens):
+    """(inputs, targets) int32 (rows, train_seq_len) of held-out training tokens (n,)."""
+    length = cfg.train.train_seq_len
+    rows = (len(tokens) - 1) // length
+    return [tokens[i : i + rows * length].reshape(rows, length).astype(np.int32) for i in (0, 1)]
+
+
+def loss_meter(ops, arch, cfg, process, tokens):
+    """Function from {name: array} to the loss in nats a token on held-out training tokens (n,)."""
+    inputs, targets = windows(cfg, tokens)
+
+    def mean_loss(weights):
+        losses, size = evaluator(ops, arch, cfg, weights, process).losses, cfg.eval.eval_batch_seqs
+        return float(
+            np.concatenate([losses(inputs[i : i + size], targets[i : i + size]) for i in range(0, len(inputs), size)]).mean(
+                dtype=np.float64
+            )
+        )
+
+    return mean_loss
+
+
+def statistics(ops, arch, cfg, process, weights, tokens):
+    """(second moments of the matrices' inputs, curvature of every weight) on held-out training tokens (n,)."""
+    inputs, targets = (x[:STATISTICS_WINDOWS] for x in windows(cfg, tokens))
+    moments = observe(ops, arch, cfg, weights, inputs[: STATISTICS_WINDOWS // 4], process)
+    return moments, squared_gradients(ops, arch, cfg, weights, inputs, targets, process)
 
 
 def make_artifact(ops, arch, cfg, arrays, calibration):

@@ -3,13 +3,13 @@
 The error that counts is that of the outputs, tr(D M D^T) for a difference D (O, I) and the second moment M (I, I) of the inputs.
 Once a column is rounded, the best that the columns after it can do about its error follows from the Cholesky factor of the inverse
 of M (GPTQ: Frantar et al. 2022, arXiv 2210.17323). A rotation inside groups turns weights and moment together; the model never
-sees it. Everything is float64 numpy; what comes out is the `QuantTensor` of a plain spec.
+sees it. Codes come out; any group scales will do, so they are chosen before (trit/compress/allocate.py).
 """
 
 import numpy as np
 
 from trit.compress.hadamard import rotate
-from trit.compress.quantize import QuantTensor, from_groups, group_counts, group_layout, stored_scale, to_groups
+from trit.compress.quantize import from_groups, to_groups
 
 DAMPING = 0.01  # share of the mean input power added to every channel: directions that were never seen stay put
 BLOCK = 64  # columns whose errors reach the columns behind the block in one product
@@ -55,26 +55,20 @@ def rotated_moment(ops, spec, moment):
     return moment.astype(np.float64)
 
 
-def round_tensor(ops, cfg, spec, array, moment, dead):
-    """`QuantTensor` of an array in the integer or ternary storage of `spec`, whose step is spec.clip RMS of a group over its largest
-    code. `moment` (I, I) of a matrix's inputs, or None to round every weight by itself."""
-    top = 1 if spec.scheme == "ternary" else 2 ** (spec.bits - 1) - 1
-    start = spec.value if cfg.quant.scalar_bits < 16 and spec.init == "constant" else 0.0
-    groups = to_groups(ops, spec, ops.from_numpy(array - np.float32(start)))
-    if spec.rotate:
-        groups = rotate(ops, groups)
-    groups = ops.to_numpy(groups)
-    counts = group_counts(spec)
-    power = np.sqrt((groups.astype(np.float64) ** 2).sum(1, keepdims=True) / counts).astype(np.float32)
-    scales = ops.to_numpy(stored_scale(ops, cfg, ops.from_numpy(power * np.float32(spec.clip / top))))
+def rounded(ops, spec, array, scales, top, dead, moment):
+    """Codes (groups, group_size), at most `top`, of an array in groups with the float32 scales (groups, 1). `moment` (I, I) is that of
+    a matrix's inputs; None rounds every weight by itself."""
+    groups = spec_groups(ops, spec, array)
     if moment is None:
-        codes = grid_codes(groups / scales, top, dead)
-    else:
-        if spec.rotate:
-            moment = rotated_moment(ops, spec, moment)
-        inside = spec._replace(rotate=False)
-        steps = ops.to_numpy(from_groups(ops, inside, ops.from_numpy(np.repeat(scales, groups.shape[1], 1))))
-        weights = ops.to_numpy(from_groups(ops, inside, ops.from_numpy(groups)))
-        codes = round_with_feedback(weights, steps, top, dead, moment).astype(np.float32)
-        codes = ops.to_numpy(to_groups(ops, inside, ops.from_numpy(codes)))
-    return QuantTensor(codes.astype(np.int8), scales.astype(np.float16))
+        return grid_codes(groups / scales, top, dead)
+    if spec.rotate:
+        moment = rotated_moment(ops, spec, moment)
+    steps, weights = (ops.to_numpy(from_groups(ops, spec, ops.from_numpy(x))) for x in (np.repeat(scales, groups.shape[1], 1), groups))
+    codes = round_with_feedback(weights, steps, top, dead, moment).astype(np.float32)
+    return ops.to_numpy(to_groups(ops, spec, ops.from_numpy(codes)))
+
+
+def spec_groups(ops, spec, array):
+    """An array as the groups (groups, group_size) that a spec stores, rotated where it says so."""
+    groups = to_groups(ops, spec, ops.from_numpy(array))
+    return ops.to_numpy(rotate(ops, groups) if spec.rotate else groups)

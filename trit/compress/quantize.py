@@ -78,7 +78,7 @@ def group_mean(ops, spec, x):
 
 
 def rotates(cfg):
-    """Whether any tensor is stored rotated."""
+    """Whether any tensor can be stored rotated."""
     return cfg.quant.rotate_matrices or cfg.quant.rotate_embedding
 
 

@@ -68,10 +68,13 @@ def squared_gradients(ops, arch, cfg, arrays, inputs, targets, process):
     """Mean over windows (B, T) of the squared gradient of a window's summed loss, for each weight, over T: the curvature that the
     loss of a token has along it, in expectation (the diagonal of the empirical Fisher information). {name: float32 array}."""
     weights = {name: mx.array(np.array(array)) for name, array in arrays.items()}
-    found = {name: 0.0 for name in arrays}
+
+    def loss(p, tokens, wanted):
+        return ops.cross_entropy(scored_logits(ops, arch, cfg, p, tokens), wanted).sum()
+
+    found = dict.fromkeys(arrays, 0.0)
     for row in range(len(inputs)):
-        tokens, wanted = (mx.array(np.array(x[row : row + 1])) for x in (inputs, targets))
-        gradients = mx.grad(lambda p: ops.cross_entropy(scored_logits(ops, arch, cfg, p, tokens), wanted).sum())(weights)
+        gradients = mx.grad(loss)(weights, *(mx.array(np.array(x[row : row + 1])) for x in (inputs, targets)))
         found = {name: total + ops.to_numpy(gradients[name]) ** 2 for name, total in found.items()}
     return {name: total / inputs.size for name, total in found.items()}
 

@@ -83,7 +83,7 @@ def squared_gradients(ops, arch, cfg, arrays, inputs, targets, process):
     """Mean over windows (B, T) of the squared gradient of a window's summed loss, for each weight, over T: the curvature that the
     loss of a token has along it, in expectation (the diagonal of the empirical Fisher information). {name: float32 array}."""
     leaves = {name: to_device(array, process).requires_grad_() for name, array in arrays.items()}
-    found = {name: 0.0 for name in arrays}
+    found = dict.fromkeys(arrays, 0.0)
     for row in range(len(inputs)):
         tokens, wanted = (to_device(x[row : row + 1], process) for x in (inputs, targets))
         loss = ops.cross_entropy(scored_logits(ops, arch, cfg, leaves, tokens), wanted).sum()
