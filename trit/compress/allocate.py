@@ -26,6 +26,7 @@ COARSEST = 4.0  # largest step, in RMS of the tensor
 LADDER = 15  # steps, each finer by the square root of two
 DEAD_ZONES = (0.0, 0.12, 0.24)
 SMOOTHING = 0.3  # of the mean curvature, added to every group's: what the text shows rarely is not worth nothing
+SMALLEST = 8  # numbers; a tensor below that stays as it is
 FINE = 5  # bisections between two steps that spend the rest of a budget
 FITS = 5  # times that the budget is corrected by the packed size
 PROBED = 0.01  # share of the expected harm that a tensor must have to be measured
@@ -149,6 +150,9 @@ def patterns_of(curve):
 
 def choices_of(ops, cfg, curve, kept, lanes):
     """(coder modes, hull of a tensor's choices with exact bits). `kept` is the tensor as it stands, harmless by definition."""
+    standing = Choice(curve.spec, kept, code_bits(cfg, curve.spec, kept, lanes, ())[0], 0.0, 0.0, 0.0, "kept")
+    if curve.array.size < SMALLEST:
+        return (), [standing]
     found = [
         choice_of(ops, cfg, curve, pattern, COARSEST * 2 ** (-place / 2), dead)
         for pattern in patterns_of(curve)
@@ -160,13 +164,13 @@ def choices_of(ops, cfg, curve, kept, lanes):
     middle = line[len(line) // 2]
     modes = (SHARED, code_bits(cfg, middle.spec, middle.tensor, lanes, ())[1])
     exact = [choice._replace(bits=code_bits(cfg, choice.spec, choice.tensor, lanes, modes)[0]) for choice in line]
-    return modes, hull([*exact, Choice(curve.spec, kept, code_bits(cfg, curve.spec, kept, lanes, ())[0], 0.0, 0.0, 0.0, "kept")])
+    return modes, hull([*exact, standing])
 
 
 def select(hulls, budget):
     """Place on each hull so that the bits sum to at most `budget` and the harm is least: hull steps in falling order of harm saved a
-    bit, up to the first that does not fit. Returns (places, the hull that was next or None); PackError has no place here: the least
-    is returned where even that exceeds the budget."""
+    bit, up to the first that does not fit; the least on every hull where even that exceeds the budget. Returns (places, the hull
+    whose next step did not fit or None)."""
     steps = [(-slope(line[i], line[i + 1]), which, i) for which, line in enumerate(hulls) for i in range(len(line) - 1)]
     places, used = [0] * len(hulls), sum(line[0].bits for line in hulls)
     for _, which, i in sorted(steps):

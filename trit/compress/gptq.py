@@ -8,7 +8,7 @@ sees it. Codes come out; any group scales will do, so they are chosen before (tr
 
 import numpy as np
 
-from trit.compress.hadamard import rotate
+from trit.compress.hadamard import hadamard_rotate
 from trit.compress.quantize import from_groups, to_groups
 
 DAMPING = 0.01  # share of the mean input power added to every channel: directions that were never seen stay put
@@ -51,7 +51,7 @@ def rotated_moment(ops, spec, moment):
     """Second moment (I, I) of the inputs as a spec's rotated groups meet them; groups fill their rows."""
     for _ in range(2):
         groups = ops.from_numpy(np.ascontiguousarray(moment.T, np.float32).reshape(-1, spec.group_size))
-        moment = ops.to_numpy(rotate(ops, groups)).reshape(moment.shape)
+        moment = ops.to_numpy(hadamard_rotate(ops, groups)).reshape(moment.shape)
     return moment.astype(np.float64)
 
 
@@ -71,4 +71,4 @@ def rounded(ops, spec, array, scales, top, dead, moment):
 def spec_groups(ops, spec, array):
     """An array as the groups (groups, group_size) that a spec stores, rotated where it says so."""
     groups = to_groups(ops, spec, ops.from_numpy(array))
-    return ops.to_numpy(rotate(ops, groups) if spec.rotate else groups)
+    return ops.to_numpy(hadamard_rotate(ops, groups) if spec.rotate else groups)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trit.compress.entropy import FLOOR, PRECISION, WORD, lane_count, power_below
+from trit.compress.entropy import FLOOR, PRECISION, lane_count, power_below
 from trit.compress.pack import PACK_HEADER_BYTES, grid_top, stream_table
 from trit.compress.quantize import group_layout
 from trit.config import validate

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from trit.compress.entropy import best_mode, lane_count, stream_bits
-from trit.compress.pack import PACK_HEADER_BYTES, OTHER_CODER, pack, read_streams, stream_symbols, stream_table
+from trit.compress.pack import OTHER_CODER, PACK_HEADER_BYTES, pack, read_streams, stream_symbols, stream_table
 from trit.compress.quantize import group_layout, quantize
 
 SAMPLE = 1 << 16  # symbols of a tensor that a live prediction looks at
