@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trit.compress.entropy import SHARED, best_mode, lane_count, mode_known, stream_bits
+from trit.compress.entropy import DIFFERENCES, SHARED, best_mode, lane_count, mode_known, stream_bits
 from trit.compress.gptq import rounded, spec_groups
 from trit.compress.pack import pack, stream_symbols, stream_table
 from trit.compress.quantize import QuantTensor, dequantize, group_counts, stored_scale, to_groups
@@ -27,8 +27,10 @@ LADDER = 15  # steps, each finer by the square root of two
 DEAD_ZONES = (0.0, 0.12, 0.24)
 SMOOTHING = 0.3  # of the mean curvature, added to every group's: what the text shows rarely is not worth nothing
 SMALLEST = 8  # numbers; a tensor below that stays as it is
+LARGE = 8192  # numbers; a smaller tensor's codes are priced with one table
 FINE = 5  # bisections between two steps that spend the rest of a budget
-FITS = 5  # times that the budget is corrected by the packed size
+SPARE = 0.001  # share of the cap that may stay free
+FITS = 4  # times that the budget is corrected by the packed size
 PROBED = 0.01  # share of the expected harm that a tensor must have to be measured
 TRUST = 4.0  # most by which a measured slope may differ from the middle one
 
@@ -73,13 +75,16 @@ def product(curve, a, b):
 
 
 def code_bits(cfg, spec, tensor, lanes, modes):
-    """(bits that the entropy coder takes for the tensor's codes and scales, coded by themselves; the mode of the codes). Of `modes` the
-    best known one; all are tried where it is empty."""
+    """(bits that the entropy coder takes for the tensor's codes and scales, coded by themselves; the mode of the codes), the best of
+    `modes`, or of all modes where it is empty. Scales are a small part, for which two modes are enough."""
     streams, symbols = stream_table(cfg, [spec]), stream_symbols(cfg, [spec], {spec.name: tensor})
-    found = [best_mode(stream, part, lanes) for stream, part in zip(streams[1:], symbols[1:])]
-    usable = [mode for mode in modes if mode_known(streams[0], mode)]
-    first = min((stream_bits(streams[0], m, symbols[0], lanes), m) for m in usable) if usable else best_mode(streams[0], symbols[0], lanes)
-    return first[0] + sum(bits for bits, _ in found), first[1]
+
+    def fewest(stream, part, modes):
+        return min((stream_bits(stream, mode, part, lanes), mode) for mode in modes if mode_known(stream, mode))
+
+    beside = [fewest(*pair, (SHARED, DIFFERENCES + SHARED)) for pair in zip(streams[1:], symbols[1:])]
+    codes = fewest(streams[0], symbols[0], modes) if modes else best_mode(streams[0], symbols[0], lanes)
+    return codes[0] + sum(bits for bits, _ in beside), codes[1]
 
 
 def entropy_bits(codes):
@@ -150,7 +155,7 @@ def patterns_of(curve):
 
 def choices_of(ops, cfg, curve, kept, lanes):
     """(coder modes, hull of a tensor's choices with exact bits). `kept` is the tensor as it stands, harmless by definition."""
-    standing = Choice(curve.spec, kept, code_bits(cfg, curve.spec, kept, lanes, ())[0], 0.0, 0.0, 0.0, "kept")
+    standing = Choice(curve.spec, kept, code_bits(cfg, curve.spec, kept, lanes, (SHARED,))[0], 0.0, 0.0, 0.0, "kept")
     if curve.array.size < SMALLEST:
         return (), [standing]
     found = [
@@ -162,7 +167,9 @@ def choices_of(ops, cfg, curve, kept, lanes):
     line = hull(found)
     # Which context a code's table is chosen by hardly depends on the step: what is best in the middle of the hull serves all of it.
     middle = line[len(line) // 2]
-    modes = (SHARED, code_bits(cfg, middle.spec, middle.tensor, lanes, ())[1])
+    modes = (SHARED,)
+    if curve.array.size > LARGE:
+        modes = (SHARED, code_bits(cfg, middle.spec, middle.tensor, lanes, ())[1])
     exact = [choice._replace(bits=code_bits(cfg, choice.spec, choice.tensor, lanes, modes)[0]) for choice in line]
     return modes, hull([*exact, standing])
 
@@ -215,18 +222,18 @@ def packed_size(cfg, chosen):
     return len(pack(cfg, [c.spec for c in chosen], {c.spec.name: c.tensor for c in chosen}))
 
 
-def fitted(ops, cfg, made, weights, cap):
-    """([Choice, ...], packed bytes) for at most `cap` bytes: what packing takes beside the bits of the choices is measured, and left
-    out of the budget. ValueError where even the coarsest storages exceed the cap."""
-    best, beside = None, 0.0
+def fitted(ops, cfg, made, weights, cap, beside):
+    """([Choice, ...], packed bytes, bytes beside the bits of the choices) for at most `cap` bytes: what packing takes beside the bits is
+    `beside` at first, then measured and left out of the budget. ValueError where even the coarsest storages exceed the cap."""
+    best = None
     for _ in range(FITS):
         chosen, more = fill(ops, cfg, made, weights, 8.0 * (cap - beside))
         size = packed_size(cfg, chosen)
         if size <= cap and (best is None or size > best[1]):
             best = (chosen, size)
-        if size <= cap and (not more or cap - size < 0.0005 * cap):
-            return best
         beside = size - sum(choice.bits for choice in chosen) / 8.0 + (8.0 if size > cap else 0.0)
+        if size <= cap and (not more or cap - size < SPARE * cap):
+            break
     if best is None:
         chosen = [line[0] for line in made.hulls]
         best = (chosen, packed_size(cfg, chosen))
@@ -234,7 +241,7 @@ def fitted(ops, cfg, made, weights, cap):
             raise ValueError(
                 f"the coarsest storages take {best[1]:,} bytes, and compress.model_bytes_cap leaves {cap:,}; raise it, or train a smaller model"
             )
-    return best
+    return *best, beside
 
 
 def arrays_of(ops, cfg, chosen):
@@ -248,7 +255,7 @@ def measured_weights(curves, chosen, stored, loss, weights, mean_loss, evaluatio
     found, total = {}, sum(choice.harm for choice in chosen)
     for which in sorted(range(len(curves)), key=lambda i: -chosen[i].harm):
         harm = chosen[which].harm / weights[which]
-        if len(found) == evaluations or late() or harm * weights[which] < PROBED * total:
+        if len(found) == evaluations or late() or chosen[which].harm <= PROBED * total:
             break
         name = curves[which].spec.name
         found[which] = (loss - mean_loss(stored | {name: curves[which].array})) / harm
@@ -281,13 +288,13 @@ def allocate(ops, cfg, made, mean_loss, cap, log):
         return time.perf_counter() - begin > cfg.compress.calibration_seconds
 
     weights = [1.0] * len(made.curves)
-    chosen, size = fitted(ops, cfg, made, weights, cap)
+    chosen, size, beside = fitted(ops, cfg, made, weights, cap, 0.0)
     if left > 3 and not late():
         stored = arrays_of(ops, cfg, chosen)
         loss = mean_loss(stored)
         log.line(f"allocation: {size} of {cap} bytes, held-out training loss {loss:.5f} by expected harm")
         weights = measured_weights(made.curves, chosen, stored, loss, weights, mean_loss, left - 3, late)
-        again, new_size = fitted(ops, cfg, made, weights, cap)
+        again, new_size, _ = fitted(ops, cfg, made, weights, cap, beside)
         new_loss = mean_loss(arrays_of(ops, cfg, again))
         log.line(f"allocation: {new_size} of {cap} bytes, held-out training loss {new_loss:.5f} by measured harm")
         if new_loss < loss:
