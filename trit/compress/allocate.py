@@ -153,13 +153,23 @@ def patterns_of(curve):
     return ("equal",) if curve.moment is not None or curve.spec.group == "scalar" else ("equal", "size", "curvature")
 
 
+def rotations_of(curve):
+    """The curve as it is, and rotated where that may be: the groups of a matrix that was trained in floats and fill their rows. What was
+    trained on a grid is spread over its codes; rotated and rounded again it would be another network."""
+    spec = curve.spec
+    if spec.group == "matrix" and spec.scheme == "fp16" and not spec.rotate and spec.shape[-1] % spec.group_size == 0:
+        return [curve, curve._replace(spec=spec._replace(rotate=True))]
+    return [curve]
+
+
 def choices_of(ops, cfg, curve, kept, lanes):
     """(coder modes, hull of a tensor's choices with exact bits). `kept` is the tensor as it stands, harmless by definition."""
     standing = Choice(curve.spec, kept, code_bits(cfg, curve.spec, kept, lanes, (SHARED,))[0], 0.0, 0.0, 0.0, "kept")
     if curve.array.size < SMALLEST:
         return (), [standing]
     found = [
-        choice_of(ops, cfg, curve, pattern, COARSEST * 2 ** (-place / 2), dead)
+        choice_of(ops, cfg, turned, pattern, COARSEST * 2 ** (-place / 2), dead)
+        for turned in rotations_of(curve)
         for pattern in patterns_of(curve)
         for place in range(LADDER)
         for dead in DEAD_ZONES
@@ -204,12 +214,13 @@ def fill(ops, cfg, made, weights, budget):
     left, right = chosen[blocked], lines[blocked][places[blocked] + 1]
     spare = budget - sum(choice.bits for choice in chosen) + left.bits
     if "kept" not in (left.pattern, right.pattern):
-        low, high = 0.0, 1.0
+        curve, low, high = made.curves[blocked], 0.0, 1.0
+        turned = curve._replace(spec=curve.spec._replace(rotate=right.spec.rotate))
         for _ in range(FINE):
             way = (low + high) / 2
             step, dead = left.step ** (1 - way) * right.step**way, left.dead * (1 - way) + right.dead * way
-            between = choice_of(ops, cfg, made.curves[blocked], right.pattern, step, dead)
-            bits = code_bits(cfg, between.spec, between.tensor, made.lanes, made.curves[blocked].modes)[0]
+            between = choice_of(ops, cfg, turned, right.pattern, step, dead)
+            bits = code_bits(cfg, between.spec, between.tensor, made.lanes, curve.modes)[0]
             between = between._replace(bits=bits, harm=between.harm * weights[blocked])
             low, high = (way, high) if bits <= spare else (low, way)
             if bits <= spare and between.harm < chosen[blocked].harm:

@@ -79,7 +79,7 @@ def group_mean(ops, spec, x):
 
 def rotates(cfg):
     """Whether any tensor can be stored rotated."""
-    return cfg.quant.rotate_matrices or cfg.quant.rotate_embedding
+    return cfg.quant.rotate_matrices or cfg.quant.rotate_embedding or cfg.compress.allocate
 
 
 def scale_table(steps):
