@@ -52,6 +52,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", required=True, help="folder of a training run")
     parser.add_argument("--widths", default="1,2,3,4,5,6", help="uniform widths; 1 is ternary")
+    parser.add_argument("--shares", default="", help="caps as shares of the bytes as trained, for example 0.95,0.9")
     parser.add_argument("--tokens", type=int, default=0, help="held-out training tokens to use; 0 takes compress.calibration_tokens")
     parser.add_argument("--json", help="file for one JSON line a row")
     options = parser.parse_args()
@@ -97,19 +98,27 @@ def main():
     rows = []
     start = packed_size(config, [Choice(spec, kept[spec.name], 0.0, 0.0, 0.0, 0.0, "kept") for spec in specs])
     row("as trained", 0, start, values, 0.0)
-    for bits in map(int, options.widths.split(",")):
+
+    def allocated_row(name, cap):
+        begin = time.perf_counter()
+        stored, tensors = allocate(torch_ops, config, made, mean_loss, cap, log)
+        found = [Choice(spec, tensors[spec.name], 0.0, 0.0, 0.0, 0.0, "") for spec in stored]
+        row(name, cap, packed_size(config, found), arrays_of(torch_ops, config, found), time.perf_counter() - begin)
+
+    for share in filter(None, options.shares.split(",")):
+        allocated_row(f"allocated, {share} of the bytes as trained", int(float(share) * start))
+    first = len(rows)
+    for bits in map(int, filter(None, options.widths.split(","))):
         begin = time.perf_counter()
         chosen = [uniform_choice(config, curve, kept[curve.spec.name], bits) for curve in made.curves]
         size = packed_size(config, chosen)
         name = "ternary" if bits == 1 else f"{bits} bits"
         row(name, 0, size, arrays_of(torch_ops, config, chosen), time.perf_counter() - begin)
-        begin = time.perf_counter()
-        stored, tensors = allocate(torch_ops, config, made, mean_loss, size, log)
-        found = [Choice(spec, tensors[spec.name], 0.0, 0.0, 0.0, 0.0, "") for spec in stored]
-        weights = arrays_of(torch_ops, config, found)
-        row(f"allocated, cap of {name}", size, packed_size(config, found), weights, time.perf_counter() - begin)
+        allocated_row(f"allocated, cap of {name}", size)
+    for found in rows[:first]:
+        log.line(f"| {found['storage']} | {found['bytes']:,} | {found['bpb']:.4f} |")
     print("| cap | uniform bytes | uniform bits per byte | allocated bytes | allocated bits per byte | change |\n|---|---|---|---|---|---|")
-    for uniform, found in zip(rows[1::2], rows[2::2]):
+    for uniform, found in zip(rows[first::2], rows[first + 1 :: 2]):
         assert found["bytes"] <= uniform["bytes"] and math.isfinite(found["bpb"])
         change = found["bpb"] / uniform["bpb"] - 1
         print(
