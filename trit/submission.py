@@ -101,7 +101,9 @@ def allocated(ops, arch, cfg, process, tensors, data_path, log):
     specs, tokens = artifact_specs(arch, cfg), calibration_tokens(cfg, data_path)
     cap = cfg.compress.model_bytes_cap or cfg.track.cap_bytes - cfg.compress.code_bytes_reserve
     moments, curvatures = statistics(ops, arch, cfg, process, dequantize(ops, cfg, specs, tensors), tokens)
+    begin = time.perf_counter()
     made = ladders(ops, cfg, specs, tensors, moments, curvatures)
+    log.line(f"allocation: {sum(map(len, made.hulls))} storages of {len(specs)} tensors in {time.perf_counter() - begin:.1f}s")
     specs, tensors = allocate(ops, cfg, made, loss_meter(ops, arch, cfg, process, tokens), cap, log)
     if cfg.eval.fit_temperature:
         stored = dequantize(ops, cfg, specs, tensors)
