@@ -36,7 +36,9 @@ def main(arguments=None):
     parser.add_argument("--author", default="trit")
     parser.add_argument("--github-id", default="")
     parser.add_argument("--blurb", default="A small ternary language model, trained, packed and certified by trit.")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of eval and compress that differ from the run's; any with --plan")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings of eval and compress that differ from the run's; any with --plan"
+    )
     options = parser.parse_args(arguments)
     try:
         if options.plan:

@@ -20,6 +20,7 @@ GRID = FLAG_SETS | {
     "steps": {"scale_steps": 8, "scalar_bits": 6, "rotate_matrices": "true", "engram_buckets": 64},
     "all_coders": {"coders": "all", "rotate_embedding": "true"},
     "integers": {"matrix_scheme": "int", "engram_buckets": 64, "engram_bits": 4},
+    "allocated": {"allocate": "true", "engram_buckets": 64, "engram_bits": 16},
     "halves": {"matrix_scheme": "fp16", "ternary_scale": "least_squares"},
     "ternary_rows": {"engram_buckets": 64, "engram_bits": 1, "ema_decay": 0.9, "muon_row_norm": "true"},
     "bfloat16": {"compute_dtype": "bfloat16", "full_precision_fraction": 0.5},

@@ -79,14 +79,18 @@ def test_architecture_has_the_same_logits_and_losses_on_both_backends(name, flag
     arrays = random_arrays(load_arch(name).param_specs(cfg))
     tokens = random_tokens(cfg, 2, 33)
     assert np.abs(logits_of(cfg, arrays, tokens) - logits_of(cfg, arrays, tokens, "mlx")).max() <= 1e-4
-    losses, moments = [], []
+    losses, moments, curvatures = [], [], []
     for side in BACKENDS.values():
         process = side.module.Process(0, 1, "cpu")
         losses.append(side.module.evaluator(side.ops, load_arch(name), cfg, arrays, process).losses(tokens[:, :-1], tokens[:, 1:]))
         moments.append(side.module.observe(side.ops, load_arch(name), cfg, arrays, tokens, process))
+        curvatures.append(side.module.squared_gradients(side.ops, load_arch(name), cfg, arrays, tokens[:, :-1], tokens[:, 1:], process))
     assert losses[0].dtype == losses[1].dtype == np.float32 and losses[0].shape == losses[1].shape == (2, 32)
     assert np.abs(losses[0] - losses[1]).max() <= 1e-4
     assert largest_difference(*moments) <= 1e-3
+    for spec in load_arch(name).param_specs(cfg):
+        left, right = (found[spec.name] for found in curvatures)
+        assert left.shape == spec.shape and np.abs(left - right).max() <= 1e-3 * max(left.max(), 1e-6), spec.name
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,21 @@ def test_a_damaged_artifact_is_refused(record, data, tmp_path):
     assert done.returncode != 0 and "val_bpb" not in done.stdout
 
 
+def test_a_model_trained_in_floats_is_allocated_to_the_cap_and_comes_back_bit_for_bit(data, tmp_path):
+    floats = ["quant.matrix_scheme=fp16", "quant.embed_bits=16", "quant.engram_bits=16", "compress.allocate=true"]
+    trained = run("train_gpt.py", *TINY, *floats, "track.cap_bytes=400000", f"data_path={data}", f"out_path={tmp_path}/run")
+    assert trained.returncode == 0, trained.stderr
+    done = run("build_submission.py", "--run", tmp_path / "run", "--dce", "--records", tmp_path, "compress.model_bytes_cap=9000")
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = Path(done.stdout.strip().splitlines()[-1])
+    submission = json.loads((record / "submission.json").read_text())
+    assert submission["round_trip_gap"] == 0 and 8700 < submission["bytes_model"] <= 9000
+    alone = run_alone((record / "train_gpt.py").read_bytes(), {"data": data}, environ={"DATA_PATH": "data"}, folder=tmp_path / "alone")
+    assert alone.returncode == 0, alone.stderr
+    # the counted program allocates as the build did
+    assert (tmp_path / "alone" / "artifact.trit").read_bytes() == (record / "artifact.trit").read_bytes()
+
+
 def test_failures_say_what_to_do(trained, data, tmp_path):
     assert "train first" in run("build_submission.py", "--run", tmp_path).stderr
     over = run("train_gpt.py", *TINY, f"data_path={data}", f"out_path={tmp_path}", "track.cap_bytes=13000")

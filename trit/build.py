@@ -17,7 +17,7 @@ import numpy as np
 
 from trit.bundle.bundle import ALL_CODECS, QUICK_CODECS, bundle
 from trit.bundle.verify import verify
-from trit.compress.pack import unpack
+from trit.compress.pack import stored_specs, unpack
 from trit.compress.plan import check_budget
 from trit.compress.quantize import fake_quantize
 from trit.compress.sizes import category_bytes, size_table, sizes
@@ -35,9 +35,11 @@ from trit.params import parameter_count
 from trit.proof.checks import check, decoded_documents, same_losses
 from trit.proof.entry import read_entry
 from trit.report import record
-from trit.submission import find_calibration, load_artifact, make_artifact, score_arrays
+from trit.submission import compressed, find_calibration, load_artifact, score_arrays
 from trit.train.checkpoint import load_checkpoint, trained_arrays
 from trit.train.torch_backend import start_process
+
+CODE_MARGIN = 48  # bytes by which a changed number in the settings may lengthen the counted file once it is compressed
 
 
 class Built(NamedTuple):
@@ -50,12 +52,22 @@ class Built(NamedTuple):
 
 
 def compress_run(config, arrays, data_path, log):
-    """(calibration, artifact bytes, seconds that read training text) of trained arrays."""
+    """(weights that the artifact must give back, artifact bytes, seconds that read training text) of trained arrays."""
     begin = time.perf_counter()
     arch, process = load_arch(config.model.name), start_process()
     calibration = find_calibration(torch_ops, arch, config, process, arrays, data_path, log)
+    forward, artifact = compressed(torch_ops, arch, config, process, arrays, calibration, data_path, log)
     seconds = time.perf_counter() - begin
-    return calibration, make_artifact(torch_ops, arch, config, arrays, calibration), seconds
+    return trained_forward(config, arrays, calibration) if forward is None else forward, artifact, seconds
+
+
+def allocation_config(config, shake):
+    """`config` with the bytes that an allocation may fill, unless it names them: what the cap leaves beside the counted file itself. The
+    number stands in that file, so room is left for its digits."""
+    if not config.compress.allocate or config.compress.model_bytes_cap:
+        return config
+    left = config.track.cap_bytes - len(bundle(config, shake=shake).wrapped) - CODE_MARGIN
+    return with_overrides(config, [f"compress.model_bytes_cap={left}"])
 
 
 def trained_forward(config, arrays, calibration):
@@ -160,8 +172,10 @@ def build_behind(firewall, run_folder, run, overrides, shake, name, root, about,
     """`build` with validation text unreadable until `firewall` is released with the artifact."""
     config, state, steps, seconds, _ = load_checkpoint(run_folder / "checkpoint.npz")
     config = built_config(config, overrides)
-    specs, arrays = artifact_specs(load_arch(config.model.name), config), trained_arrays(state)
-    calibration, artifact, calibration_seconds = compress_run(config, arrays, run.data_path, log)
+    config = allocation_config(config, shake)
+    arrays = trained_arrays(state)
+    forward, artifact, calibration_seconds = compress_run(config, arrays, run.data_path, log)
+    specs = stored_specs(config, artifact_specs(load_arch(config.model.name), config), artifact)
     digest = firewall.release(artifact)
     (run_folder / "artifact.trit").write_bytes(artifact)
     log.line(f"Serialized model: {len(artifact)} bytes sha256 {digest}")
@@ -175,7 +189,7 @@ def build_behind(firewall, run_folder, run, overrides, shake, name, root, about,
     check_budget(len(counted.wrapped), len(artifact), config.track.cap_bytes)
 
     tokenizer_path, tokens = resolve_tokenizer(run.data_path, run.tokenizer_path), validation_tokens(config, run.data_path)
-    loaded, forward = load_artifact(torch_ops, load_arch(config.model.name), config, artifact), trained_forward(config, arrays, calibration)
+    loaded = load_artifact(torch_ops, load_arch(config.model.name), config, artifact)
     scored = score_run(config, run, loaded, forward, log)
     comparison = other_compressors(validation_text(tokens, tokenizer_path))
     facts = {

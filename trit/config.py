@@ -109,6 +109,10 @@ class CompressConfig:
     )
     allocate: bool = setting(False, "the artifact says each tensor's bits, as an allocator chose them, instead of the settings")
     predict_every: int = setting(500, "steps between predictions of the artifact's size in the log; 0 is off")
+    model_bytes_cap: int = setting(
+        0,
+        "most bytes of an allocated artifact; 0 takes what a build's counted code leaves of track.cap_bytes, in training code_bytes_reserve",
+    )
     calibration_seconds: float = setting(20.0, "most seconds calibration may spend")
 
 
@@ -268,6 +272,14 @@ def validate(config, world_size=1):
         train.train_batch_tokens,
         f"is not a multiple of world_size*grad_accum_steps*train_seq_len = {step}; nearest {near}",
     )
+    held = config.compress.calibration_tokens
+    require(
+        not config.compress.allocate or held > 2 * train.train_seq_len,
+        "compress.calibration_tokens",
+        held,
+        f"are too few for compress.allocate, which measures on them; more than {2 * train.train_seq_len} are needed",
+    )
+    require(config.compress.model_bytes_cap >= 0, "compress.model_bytes_cap", config.compress.model_bytes_cap, "must not be negative")
     cap, calibration = config.track.train_seconds, config.compress.calibration_seconds if config.compress.calibration_evals else 0.0
     require(
         not cap or 0 < train.max_wallclock_seconds <= cap - calibration,

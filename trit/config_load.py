@@ -89,7 +89,12 @@ def read_toml(path):
 
 
 def check_environment(environ, names):
-    """Refuse an upper-case variable that differs from a known setting by one letter: a typing slip would be silent."""
+    """Refuse an upper-case variable that differs from a known setting by one letter: a typing slip would be silent. Rotation at export alone is refused by name."""
+    if "TURBO_QUANT_EXPORT" in environ:
+        raise ValueError(
+            "environment variable TURBO_QUANT_EXPORT is refused: a network trained on ternary weights is not itself once they are rotated and "
+            "rounded again, so rotate in training (TURBO_QUANT_TRAIN=1) or not at all; unset it"
+        )
     for variable in environ:
         if variable in names or not variable.isupper() or "_" not in variable:
             continue

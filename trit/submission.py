@@ -10,8 +10,9 @@ import time
 
 import numpy as np
 
+from trit.compress.allocate import allocate, ladders
 from trit.compress.calibrate import calibrate, stored_arrays
-from trit.compress.pack import pack, unpack
+from trit.compress.pack import pack, stored_specs, unpack
 from trit.compress.quantize import dequantize, quantize
 from trit.data.byte_count import byte_table
 from trit.data.files import atomic_write
@@ -22,7 +23,9 @@ from trit.eval.temperature import artifact_specs, fit_sharpness
 from trit.params import init_params
 from trit.train.log import Log
 from trit.train.run import run_training
-from trit.train.torch_backend import evaluator, make_backend, observe, start_process, total_over_ranks
+from trit.train.torch_backend import evaluator, make_backend, observe, squared_gradients, start_process, total_over_ranks
+
+STATISTICS_WINDOWS = 256  # of held-out training text that an allocation takes gradients on
 
 
 def train_weights(ops, arch, cfg, process, data_path, seed, log):
@@ -52,22 +55,83 @@ def find_calibration(ops, arch, cfg, process, arrays, data_path, log):
         )
     if cfg.eval.fit_temperature:
         stored = stored_arrays(ops, cfg, specs, {name: ops.from_numpy(array) for name, array in arrays.items()}, calibration)
-        rows = evaluator(ops, arch, cfg, stored, process).rows
-        sharpness, before, after = fit_sharpness(rows, tokens, cfg.train.train_seq_len)
-        arrays["sharpness"] = np.full(1, sharpness, np.float32)
-        log.line(f"temperature:{1 / sharpness:.4f} held-out training loss {before:.5f} -> {after:.5f}")
+        arrays["sharpness"] = fitted_sharpness(ops, arch, cfg, process, stored, tokens, log)
     return calibration
 
 
+def fitted_sharpness(ops, arch, cfg, process, stored, tokens, log):
+    """Sharpness (1,) that suits weights as they are stored, on held-out training tokens (n,)."""
+    rows = evaluator(ops, arch, cfg, stored | {"sharpness": np.ones(1, np.float32)}, process).rows
+    sharpness, before, after = fit_sharpness(rows, tokens, cfg.train.train_seq_len)
+    log.line(f"temperature:{1 / sharpness:.4f} held-out training loss {before:.5f} -> {after:.5f}")
+    return np.full(1, sharpness, np.float32)
+
+
 def make_artifact(ops, arch, cfg, arrays, calibration):
-    """Trained arrays -> the artifact's bytes."""
+    """Trained arrays, stored as the settings say -> the artifact's bytes."""
     specs = artifact_specs(arch, cfg)
     return pack(cfg, specs, quantize(ops, cfg, specs, {name: ops.from_numpy(array) for name, array in arrays.items()}, calibration))
 
 
+def windows(cfg, tokens):
+    """(inputs, targets) int32 (rows, train_seq_len) of held-out training tokens (n,)."""
+    length = cfg.train.train_seq_len
+    rows = (len(tokens) - 1) // length
+    return [tokens[i : i + rows * length].reshape(rows, length).astype(np.int32) for i in (0, 1)]
+
+
+def loss_meter(ops, arch, cfg, process, tokens):
+    """Function from {name: array} to the loss in nats a token on held-out training tokens (n,)."""
+    inputs, targets = windows(cfg, tokens)
+
+    def mean_loss(weights):
+        losses, size = evaluator(ops, arch, cfg, weights, process).losses, cfg.eval.eval_batch_seqs
+        found = [losses(inputs[i : i + size], targets[i : i + size]) for i in range(0, len(inputs), size)]
+        return float(np.concatenate(found).mean(dtype=np.float64))
+
+    return mean_loss
+
+
+def statistics(ops, arch, cfg, process, weights, tokens):
+    """(second moments of the matrices' inputs, curvature of every weight) on held-out training tokens (n,)."""
+    inputs, targets = (x[:STATISTICS_WINDOWS] for x in windows(cfg, tokens))
+    moments = observe(ops, arch, cfg, weights, inputs[: max(STATISTICS_WINDOWS // 4, 1)], process)
+    return moments, squared_gradients(ops, arch, cfg, weights, inputs, targets, process)
+
+
+def allocated(ops, arch, cfg, process, tensors, data_path, log):
+    """(specs as stored, {name: QuantTensor}) of tensors as trained, in compress.model_bytes_cap bytes: bits where they lower the loss
+    of the held-out slice of the training text most. A fitted sharpness is fitted again."""
+    specs, tokens = artifact_specs(arch, cfg), calibration_tokens(cfg, data_path)
+    cap = cfg.compress.model_bytes_cap or cfg.track.cap_bytes - cfg.compress.code_bytes_reserve
+    moments, curvatures = statistics(ops, arch, cfg, process, dequantize(ops, cfg, specs, tensors), tokens)
+    begin = time.perf_counter()
+    made = ladders(ops, cfg, specs, tensors, moments, curvatures)
+    log.line(f"allocation: {sum(map(len, made.hulls))} storages of {len(specs)} tensors in {time.perf_counter() - begin:.1f}s")
+    specs, tensors = allocate(ops, cfg, made, loss_meter(ops, arch, cfg, process, tokens), cap, log)
+    if cfg.eval.fit_temperature:
+        stored = dequantize(ops, cfg, specs, tensors)
+        sharpness = ops.from_numpy(fitted_sharpness(ops, arch, cfg, process, stored, tokens, log))
+        again = tensors | quantize(ops, cfg, [specs[-1]], {"sharpness": sharpness}, {})
+        if len(pack(cfg, specs, again)) <= cap:
+            tensors = again
+    return specs, tensors
+
+
+def compressed(ops, arch, cfg, process, arrays, calibration, data_path, log):
+    """({name: float32 array} that the artifact must give back bit for bit or None, the artifact's bytes) of trained arrays. None where
+    every tensor is stored as it was trained: then the quantised training forward says what it must give back."""
+    if cfg.compress.allocate:
+        specs = artifact_specs(arch, cfg)
+        kept = quantize(ops, cfg, specs, {name: ops.from_numpy(array) for name, array in arrays.items()}, calibration)
+        specs, tensors = allocated(ops, arch, cfg, process, kept, data_path, log)
+        return dequantize(ops, cfg, specs, tensors), pack(cfg, specs, tensors)
+    return None, make_artifact(ops, arch, cfg, arrays, calibration)
+
+
 def load_artifact(ops, arch, cfg, data):
     """The artifact's bytes -> {name: float32 array}."""
-    specs = artifact_specs(arch, cfg)
+    specs = stored_specs(cfg, artifact_specs(arch, cfg), data)
     return dequantize(ops, cfg, specs, unpack(cfg, specs, data))
 
 
@@ -95,8 +159,9 @@ def main(cfg, ops, arch):
         seed = int(os.environ.get("SEED", 1337))
         arrays, _ = train_weights(ops, arch, cfg, process, data_path, seed, log)
         calibration = find_calibration(ops, arch, cfg, process, arrays, data_path, log)
+        _, data = compressed(ops, arch, cfg, process, arrays, calibration, data_path, log)
         if process.rank == 0:
-            atomic_write(artifact, make_artifact(ops, arch, cfg, arrays, calibration))
+            atomic_write(artifact, data)
         total_over_ranks(0.0, process)
     with open(artifact, "rb") as file:
         data = file.read()

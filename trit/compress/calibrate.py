@@ -19,17 +19,17 @@ def stored_arrays(ops, cfg, specs, p, calibration):
 
 
 def output_change(ops, cfg, spec, p, stored, moments, choice):
-    """Share by which `choice` moves the tensor's output: input moments (I,) weigh the columns of the squared difference."""
+    """Share by which `choice` moves the tensor's output: the mean squares of the inputs weigh the columns of the squared difference."""
     moved = stored_arrays(ops, cfg, [spec], p, {spec.name: choice})[spec.name] - stored[spec.name]
-    weights = moments.get(spec.name, np.ones(spec.shape[-1], np.float32))
+    weights = np.diagonal(moments[spec.name]) if spec.name in moments else np.ones(spec.shape[-1], np.float32)
     return float((moved**2 * weights).sum() / ((stored[spec.name] ** 2 * weights).sum() + 1e-12))
 
 
 def calibrate(ops, cfg, specs, arrays, make_losses, observe_inputs, tokens, log):
     """{tensor name: (threshold, refit)} for the tensors where another choice than the trained one lowers the loss.
 
-    `make_losses(arrays)` gives a function (inputs, targets) -> losses (B, T); `observe_inputs(arrays, inputs)` the mean squares of
-    every matrix's inputs; `tokens` (n,) is training text that was never trained on. A change must help on both halves of the text.
+    `make_losses(arrays)` gives a function (inputs, targets) -> losses (B, T); `observe_inputs(arrays, inputs)` the second
+    moments of every matrix's inputs; `tokens` (n,) is training text that was never trained on. A change must help on both halves of the text.
     Spends at most compress.calibration_evals evaluations and compress.calibration_seconds seconds.
     """
     begin, length = time.perf_counter(), cfg.train.train_seq_len

@@ -13,7 +13,11 @@ def with_prediction(backend, ops, cfg, specs, log):
         if taken[0] % cfg.compress.predict_every == 0 and backend.rank == 0:
             total = cfg.compress.code_bytes_reserve + predicted_bytes(ops, cfg, specs, backend.export())
             spare = cfg.track.cap_bytes - total
-            verdict = f"{spare:,} bytes free" if spare >= 0 else f"OVER by {-spare:,} bytes: stop and choose smaller, see build_submission.py --plan --fit"
+            verdict = (
+                f"{spare:,} bytes free"
+                if spare >= 0
+                else f"OVER by {-spare:,} bytes: stop and choose smaller, see build_submission.py --plan --fit"
+            )
             log.line(f"predicted size: {total:,} bytes with code, {verdict}")
         return result
 

@@ -20,7 +20,9 @@ def plan_report(preset, overrides, fitted, environ):
         before = getattr(getattr(config, section), key)
         config = fit(config, name, code, cap)
         after = getattr(getattr(config, section), key)
-        lines.append(f"{name}={after} (was {before}) is the largest that fits: {expected_total(config, code):,} of {cap:,} bytes, half a percent kept")
+        lines.append(
+            f"{name}={after} (was {before}) is the largest that fits: {expected_total(config, code):,} of {cap:,} bytes, half a percent kept"
+        )
     specs = load_arch(config.model.name).param_specs(config)
     made = plan(config, specs, code)
     lines += [f"{parameter_count(specs):,} parameters; code is compress.code_bytes_reserve", budget_table(made, cap)]

@@ -77,11 +77,6 @@ def group_mean(ops, spec, x):
     return total / (ops.from_numpy(group_counts(spec), total) if padding else size)
 
 
-def rotates(cfg):
-    """Whether any tensor is stored rotated."""
-    return cfg.quant.rotate_matrices or cfg.quant.rotate_embedding
-
-
 def scale_table(steps):
     """The scales that can be stored, float16 and rising: `steps` in every doubling from the smallest normal float16 to 2**15."""
     return np.exp2(np.arange(29 * steps + 1) / steps - 14.0).astype(np.float16)
@@ -108,7 +103,7 @@ def encode(ops, cfg, spec, x, calibration):
     if cfg.quant.scalar_bits < 16 and spec.init == "constant":
         x = x - spec.value
     groups = to_groups(ops, spec, x)
-    if rotates(cfg) and spec.rotate:
+    if (cfg.quant.rotate_matrices or cfg.quant.rotate_embedding or cfg.compress.allocate) and spec.rotate:
         groups = hadamard_rotate(ops, groups)
     if spec.scheme == "int":
         top = 2 ** (spec.bits - 1) - 1
@@ -129,7 +124,7 @@ def decode(ops, cfg, spec, codes, scales):
     if spec.scheme == "fp16":
         return ops.cast(codes, "float32")
     groups = codes * scales
-    if rotates(cfg) and spec.rotate:
+    if (cfg.quant.rotate_matrices or cfg.quant.rotate_embedding or cfg.compress.allocate) and spec.rotate:
         groups = hadamard_rotate(ops, groups)
     values = from_groups(ops, spec, groups)
     if cfg.quant.scalar_bits < 16 and spec.init == "constant":

@@ -4,11 +4,11 @@ from trit.params import matrix_spec, scalar_spec
 
 
 def project(ops, p, name, x):
-    """`x` (..., I) times the matrix called `name` (O, I) -> (..., O). Where `p` holds a dict under "taps", the mean square of
-    every input channel (I,) is left there under the matrix's name."""
+    """`x` (..., I) times the matrix called `name` (O, I) -> (..., O). Where `p` holds a dict under "taps", the second moment of the
+    inputs (I, I), the mean of x^T x, is left there under the matrix's name."""
     if "taps" in p:
-        flat = ops.cast(ops.reshape(x, (-1, x.shape[-1])), "float32")
-        p["taps"][name] = ops.mean(flat * flat, 0)
+        channels = ops.swap_last(ops.cast(ops.reshape(x, (-1, x.shape[-1])), "float32"))
+        p["taps"][name] = ops.linear(channels, channels) / channels.shape[1]
     return ops.linear(x, p[name])
 
 

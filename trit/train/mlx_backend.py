@@ -57,11 +57,26 @@ def evaluator(ops, arch, cfg, arrays, process):
 
 
 def observe(ops, arch, cfg, arrays, inputs, process):
-    """Mean square of every input channel of every matrix on `inputs` (B, T): {name: float32 array (I,)}."""
+    """Second moment of the inputs of every matrix on `inputs` (B, T): {name: float32 array (I, I)}; its diagonal holds the mean squares."""
     weights = {name: mx.array(np.array(array)) for name, array in arrays.items()}
     weights["taps"] = {}
     arch.forward(ops, weights, cfg, mx.array(np.array(inputs)))
     return {name: ops.to_numpy(x) for name, x in weights["taps"].items()}
+
+
+def squared_gradients(ops, arch, cfg, arrays, inputs, targets, process):
+    """Mean over windows (B, T) of the squared gradient of a window's summed loss, for each weight, over T: the curvature that the
+    loss of a token has along it, in expectation (the diagonal of the empirical Fisher information). {name: float32 array}."""
+    weights = {name: mx.array(np.array(array)) for name, array in arrays.items()}
+
+    def loss(p, tokens, wanted):
+        return ops.cross_entropy(scored_logits(ops, arch, cfg, p, tokens), wanted).sum()
+
+    found = dict.fromkeys(arrays, 0.0)
+    for row in range(len(inputs)):
+        gradients = mx.grad(loss)(weights, *(mx.array(np.array(x[row : row + 1])) for x in (inputs, targets)))
+        found = {name: total + ops.to_numpy(gradients[name]) ** 2 for name, total in found.items()}
+    return {name: total / inputs.size for name, total in found.items()}
 
 
 def make_backend(ops, arch, cfg, specs, arrays, process):

@@ -72,11 +72,24 @@ def evaluator(ops, arch, cfg, arrays, process):
 
 @torch.no_grad()
 def observe(ops, arch, cfg, arrays, inputs, process):
-    """Mean square of every input channel of every matrix on `inputs` (B, T): {name: float32 array (I,)}."""
+    """Second moment of the inputs of every matrix on `inputs` (B, T): {name: float32 array (I, I)}; its diagonal holds the mean squares."""
     weights = {name: to_device(array, process) for name, array in arrays.items()}
     weights["taps"] = {}
     arch.forward(ops, weights, cfg, to_device(inputs, process))
     return {name: ops.to_numpy(x) for name, x in weights["taps"].items()}
+
+
+def squared_gradients(ops, arch, cfg, arrays, inputs, targets, process):
+    """Mean over windows (B, T) of the squared gradient of a window's summed loss, for each weight, over T: the curvature that the
+    loss of a token has along it, in expectation (the diagonal of the empirical Fisher information). {name: float32 array}."""
+    leaves = {name: to_device(array, process).requires_grad_() for name, array in arrays.items()}
+    found = dict.fromkeys(arrays, 0.0)
+    for row in range(len(inputs)):
+        tokens, wanted = (to_device(x[row : row + 1], process) for x in (inputs, targets))
+        loss = ops.cross_entropy(scored_logits(ops, arch, cfg, leaves, tokens), wanted).sum()
+        for name, gradient in zip(leaves, torch.autograd.grad(loss, list(leaves.values()))):
+            found[name] = found[name] + gradient * gradient
+    return {name: ops.to_numpy(x) / inputs.size for name, x in found.items()}
 
 
 def compiled(function):
