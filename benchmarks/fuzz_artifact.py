@@ -34,7 +34,10 @@ SPECS = (
     ParamSpec("s", (12,), group="scalar", group_size=12),
 )
 SETTINGS = tuple(
-    SimpleNamespace(quant=SimpleNamespace(scale_steps=steps), compress=SimpleNamespace(coders=coders, allocate=allocate))
+    SimpleNamespace(
+        quant=SimpleNamespace(scale_steps=steps, scalar_bits=16, embed_bits=4, engram_bits=4, matrix_scheme="ternary"),
+        compress=SimpleNamespace(coders=coders, allocate=allocate),
+    )
     for steps, coders, allocate in ((0, "entropy", False), (8, "entropy", False), (8, "all", False), (0, "all", True))
 )
 RUNS = 30_000

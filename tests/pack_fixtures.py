@@ -21,6 +21,9 @@ def storage(scale_steps=0, coders="entropy", allocate=False, threshold=0.5, scal
         ternary_scale=scale,
         scale_steps=scale_steps,
         scalar_bits=8,
+        embed_bits=4,
+        engram_bits=4,
+        matrix_scheme="fp16",
         rotate_matrices=True,
         rotate_embedding=False,
     )

@@ -299,6 +299,18 @@ HAND_MADE = {
     "never looped": ("def main(a):\n    for i in range(0):\n        note(i)\n    return 1", "return 1"),
     "assertion": ("def main(a):\n    assert 1 > 2, 'no'\n    return 1", "assert"),
     "folded f-string": ("def main(a):\n    return f\"{'x'}{1}{a!r}{2.5:.3f}{{\"", "2.500"),
+    "function that answers no": (
+        "def asks(x):\n    return False\ndef main(a):\n    if asks(a) and note(1):\n        return 1\n    return 2",
+        "    return 2",
+    ),
+    "its argument has an effect": ("def asks(x):\n    return False\ndef main(a):\n    return 1 if asks(note(1)) else 2", "asks(note(1))"),
+    "its argument may be missing": ("def asks(x):\n    return 3\ndef main(a):\n    if a:\n        b = 1\n    return asks(b)", "asks(b)"),
+    "called with too much": ("def asks(x):\n    return 3\ndef main(a):\n    return asks(a, a)", "asks(a, a)"),
+    "hidden by a local": ("def asks():\n    return 3\ndef main(a):\n    asks = lambda: a\n    return asks()", "asks()"),
+    "rebound function": (
+        "def asks():\n    return 3\ndef f():\n    global asks\n    asks = max\ndef main(a):\n    f()\n    return asks(1, 2)",
+        "asks(1, 2)",
+    ),
     "finally": ("def main(a):\n    try:\n        return 1\n    finally:\n        note(2)", "finally"),
 }
 

@@ -17,19 +17,39 @@ LOCAL_YIELD = (ast.FunctionDef, ast.Lambda, ast.ClassDef, ast.GeneratorExp)
 def fold(flat):
     """Fold every symbol of a flat program in place; returns {symbol: DialectError} for those that folding would change."""
     constants, tables = top_level_constants(flat)
-    problems = {}
-    for symbol in flat.symbols.values():
-        problem = fold_symbol(symbol, set(flat.symbols), constants, tables)
-        if problem:
-            problems[symbol.name] = problem
-    return problems
+    problems, answers = {}, {}
+    while True:
+        for symbol in flat.symbols.values():
+            problem = fold_symbol(symbol, set(flat.symbols), constants, tables, answers)
+            if problem:
+                problems.setdefault(symbol.name, problem)
+        found = constant_functions(flat)
+        if found == answers:
+            return problems
+        answers = found
+
+
+def constant_functions(flat):
+    """{name: (number of arguments, node of the constant)} of functions that only return one, such as a question about the settings."""
+    rebound = {name for symbol in flat.symbols.values() for scope in analyse(wrap(symbol.node)).scopes for name in scope.global_names}
+    found = {}
+    for name, symbol in flat.symbols.items():
+        node = symbol.node
+        if not isinstance(node, ast.FunctionDef) or node.decorator_list or name in rebound:
+            continue
+        body = [statement for statement in node.body if not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant))]
+        a = node.args
+        plain = not (a.vararg or a.kwarg or a.kwonlyargs or a.defaults)
+        if plain and len(body) == 1 and isinstance(body[0], ast.Return) and isinstance(body[0].value, ast.Constant):
+            found[name] = (len(a.posonlyargs) + len(a.args), body[0].value.value)
+    return found
 
 
 def wrap(node):
     return ast.Module(body=[node], type_ignores=[])
 
 
-def fold_symbol(symbol, top_names, constants, tables):
+def fold_symbol(symbol, top_names, constants, tables, answers):
     """Fold one definition to a fixed point. Returns a DialectError if a name would change its meaning."""
     node = symbol.node
     before = analyse(wrap(node))
@@ -40,7 +60,7 @@ def fold_symbol(symbol, top_names, constants, tables):
         if text == last:
             break
         last = text
-        Folder(settled(analyse(wrap(node)), before), top_names, constants, tables).visit(node)
+        Folder(settled(analyse(wrap(node)), before), top_names, constants, tables, answers).visit(node)
         ast.fix_missing_locations(node)
     alive = set(ast.walk(node))
     for function in generators:

@@ -11,7 +11,7 @@ import numpy as np
 
 from trit.compress.entropy import Stream, decode_streams, encode_streams, lane_count, mode_known
 from trit.compress.layouts import PackError, compress_stream, ensure_packable, expand_stream
-from trit.compress.quantize import SMALLEST_SCALE, QuantTensor, group_counts, group_layout, scale_table
+from trit.compress.quantize import SMALLEST_SCALE, QuantTensor, group_counts, group_layout, scale_table, stores_floats
 
 PACK_MAGIC = b"TRIT"
 PACK_VERSION = 2
@@ -48,11 +48,11 @@ def stream_table(cfg, specs):
         if spec.scheme != "fp16":
             table.append(Stream(2 * grid_top(spec) + 1, count, spec.shape[-1]))
             count = group_layout(spec)[0]
-        if cfg.quant.scale_steps and spec.scheme != "fp16":
-            table.append(Stream(29 * cfg.quant.scale_steps + 1, count, 1))
-        else:
-            halves += count
-    return table + [Stream(256, halves, 1)] * 2 if halves else table
+            if cfg.quant.scale_steps:
+                table.append(Stream(29 * cfg.quant.scale_steps + 1, count, 1))
+                count = 0
+        halves += count
+    return table + [Stream(256, halves, 1)] * 2 if stores_floats(cfg) and halves else table
 
 
 def storage_byte(spec):
@@ -102,14 +102,14 @@ def stream_symbols(cfg, specs, tensors):
         if spec.scheme != "fp16":
             found.append(codes[real_entries(spec)].astype(np.int16) + grid_top(spec))
             codes = scales
-        if cfg.quant.scale_steps and spec.scheme != "fp16":
-            table = scale_table(cfg.quant.scale_steps)
-            places = np.minimum(table.searchsorted(scales[:, 0]), len(table) - 1)
-            ensure_packable((table[places] == scales[:, 0]).all(), f"{spec.name}: a scale is not one of quant.scale_steps")
-            found.append(places)
-        else:
-            halves.append(codes.reshape(-1))
-    if halves:
+            if cfg.quant.scale_steps:
+                table = scale_table(cfg.quant.scale_steps)
+                places = np.minimum(table.searchsorted(scales[:, 0]), len(table) - 1)
+                ensure_packable((table[places] == scales[:, 0]).all(), f"{spec.name}: a scale is not one of quant.scale_steps")
+                found.append(places)
+                continue
+        halves.append(codes.reshape(-1))
+    if stores_floats(cfg) and halves:
         planes = np.concatenate(halves).astype("<f2").view(np.uint8)
         found += [planes[1::2], planes[::2]]
     return found
@@ -184,22 +184,24 @@ def unpack(cfg, specs, data):
     if cfg.compress.coders == "all":
         for i, other in others.items():
             found[i] = expand_stream(streams[i], modes[i], other)
-    parts = iter(found)
-    halves = np.zeros(0, np.float16)
-    if streams[-1].base == 256:
+    parts, tensors, at = iter(found), {}, 0
+    if stores_floats(cfg) and streams[-1].base == 256:
         halves = np.stack([found[-1], found[-2]], 1).astype(np.uint8).view("<f2")[:, 0].astype(np.float16)
         ensure_packable(np.isfinite(halves).all(), "a 16-bit number is not finite")
-    tensors, at = {}, 0
     for spec in specs:
-        groups = None
+        codes = scales = None
         if spec.scheme != "fp16":
-            groups = np.zeros(group_layout(spec)[:2], np.int8)
-            groups[real_entries(spec)] = next(parts).astype(np.int16) - grid_top(spec)
-        if cfg.quant.scale_steps and spec.scheme != "fp16":
-            tensors[spec.name] = QuantTensor(groups, scale_table(cfg.quant.scale_steps)[next(parts)][:, None])
-            continue
-        count = int(np.prod(spec.shape)) if groups is None else len(groups)
-        values, at = halves[at : at + count], at + count
-        ensure_packable(groups is None or values.min() >= SMALLEST_SCALE, f"{spec.name}: a scale is below {SMALLEST_SCALE:.1e}")
-        tensors[spec.name] = QuantTensor(values.reshape(spec.shape), None) if groups is None else QuantTensor(groups, values[:, None])
+            codes = np.zeros(group_layout(spec)[:2], np.int8)
+            codes[real_entries(spec)] = next(parts).astype(np.int16) - grid_top(spec)
+            if cfg.quant.scale_steps:
+                scales = scale_table(cfg.quant.scale_steps)[next(parts)][:, None]
+        if stores_floats(cfg) and scales is None:
+            count = int(np.prod(spec.shape)) if codes is None else len(codes)
+            values, at = halves[at : at + count], at + count
+            if codes is None:
+                codes = values.reshape(spec.shape)
+            else:
+                ensure_packable(values.min() >= SMALLEST_SCALE, f"{spec.name}: a scale is below {SMALLEST_SCALE:.1e}")
+                scales = values[:, None]
+        tensors[spec.name] = QuantTensor(codes, scales)
     return tensors

@@ -77,6 +77,17 @@ def group_mean(ops, spec, x):
     return total / (ops.from_numpy(group_counts(spec), total) if padding else size)
 
 
+def rotates(cfg):
+    """Whether any tensor can be stored rotated."""
+    return cfg.quant.rotate_matrices or cfg.quant.rotate_embedding or cfg.compress.allocate
+
+
+def stores_floats(cfg):
+    """Whether any tensor or scale can be stored as 16-bit floats."""
+    quant = cfg.quant.scalar_bits == 16 or cfg.quant.embed_bits == 16 or cfg.quant.engram_bits == 16 or cfg.quant.matrix_scheme == "fp16"
+    return quant or cfg.quant.scale_steps == 0 or cfg.compress.allocate
+
+
 def scale_table(steps):
     """The scales that can be stored, float16 and rising: `steps` in every doubling from the smallest normal float16 to 2**15."""
     return np.exp2(np.arange(29 * steps + 1) / steps - 14.0).astype(np.float16)
@@ -98,12 +109,12 @@ def encode(ops, cfg, spec, x, calibration):
     `calibration` maps a tensor's name to (threshold, refit): the dead zone as a share of the group's mean magnitude, and whether
     the scale is the least-squares one for the codes.
     """
-    if spec.scheme == "fp16":
+    if stores_floats(cfg) and spec.scheme == "fp16":
         return ops.cast(x, "float16"), None
     if cfg.quant.scalar_bits < 16 and spec.init == "constant":
         x = x - spec.value
     groups = to_groups(ops, spec, x)
-    if (cfg.quant.rotate_matrices or cfg.quant.rotate_embedding or cfg.compress.allocate) and spec.rotate:
+    if rotates(cfg) and spec.rotate:
         groups = hadamard_rotate(ops, groups)
     if spec.scheme == "int":
         top = 2 ** (spec.bits - 1) - 1
@@ -121,10 +132,10 @@ def encode(ops, cfg, spec, x, calibration):
 def decode(ops, cfg, spec, codes, scales):
     """(codes, scales) -> float32 tensor of spec.shape. Exact but for rotations and
     distances from a constant start, which round alike everywhere: a code times a float16 scale fits in float32."""
-    if spec.scheme == "fp16":
+    if stores_floats(cfg) and spec.scheme == "fp16":
         return ops.cast(codes, "float32")
     groups = codes * scales
-    if (cfg.quant.rotate_matrices or cfg.quant.rotate_embedding or cfg.compress.allocate) and spec.rotate:
+    if rotates(cfg) and spec.rotate:
         groups = hadamard_rotate(ops, groups)
     values = from_groups(ops, spec, groups)
     if cfg.quant.scalar_bits < 16 and spec.init == "constant":
@@ -162,7 +173,7 @@ def dequantize(ops, cfg, specs, tensors):
     arrays = {}
     for spec in specs:
         codes, scales = tensors[spec.name]
-        if spec.scheme != "fp16":
+        if not stores_floats(cfg) or spec.scheme != "fp16":
             codes, scales = codes.astype(np.float32), ops.from_numpy(scales.astype(np.float32))
         arrays[spec.name] = ops.to_numpy(decode(ops, cfg, spec, ops.from_numpy(codes), scales))
     return arrays
