@@ -203,17 +203,36 @@ def weighed(line, weight):
     return [choice._replace(harm=choice.harm * weight) for choice in line]
 
 
+def settled(lines, budget):
+    """(lines, places, the line whose next step did not fit or None). Nothing lies between a tensor as it was trained and its finest
+    other rounding: where that step does not fit, the others get what is left, or it stays as trained and they pay, whichever harms less."""
+    places, blocked = select(lines, budget)
+    if blocked is None or lines[blocked][places[blocked] + 1].pattern != "kept":
+        return lines, places, blocked
+    pinned = [line[-1:] if which == blocked else line for which, line in enumerate(lines)]
+    solved = []
+    for trial in ([line[: places[blocked] + 1] if which == blocked else line for which, line in enumerate(lines)], pinned):
+        found, stop = select(trial, budget)
+        while stop is not None and trial[stop][found[stop] + 1].pattern == "kept":
+            trial = [line[: found[stop] + 1] if which == stop else line for which, line in enumerate(trial)]
+            found, stop = select(trial, budget)
+        chosen = [line[place] for line, place in zip(trial, found)]
+        fits = sum(choice.bits for choice in chosen) <= budget
+        solved.append((not fits, sum(choice.harm for choice in chosen), len(solved), (trial, found, stop)))
+    return min(solved)[3]
+
+
 def fill(ops, cfg, made, weights, budget):
     """([Choice, ...], whether more bits would buy more) for a budget in bits. Where the next hull step of a tensor is too large, what
     is left goes to a step in between, found by bisection."""
     lines = [weighed(line, weight) for line, weight in zip(made.hulls, weights)]
-    places, blocked = select(lines, budget)
+    lines, places, blocked = settled(lines, budget)
     chosen = [line[place] for line, place in zip(lines, places)]
     if blocked is None:
         return chosen, False
     left, right = chosen[blocked], lines[blocked][places[blocked] + 1]
     spare = budget - sum(choice.bits for choice in chosen) + left.bits
-    if "kept" not in (left.pattern, right.pattern):
+    if left.pattern != "kept":
         curve, low, high = made.curves[blocked], 0.0, 1.0
         turned = curve._replace(spec=curve.spec._replace(rotate=right.spec.rotate))
         for _ in range(FINE):
