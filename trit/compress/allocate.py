@@ -204,28 +204,43 @@ def weighed(line, weight):
 
 
 def fill(ops, cfg, made, weights, budget):
-    """([Choice, ...], whether more bits would buy more) for a budget in bits. Where the next hull step of a tensor is too large, what
-    is left goes to a step in between, found by bisection."""
+    """([Choice, ...], whether more bits would buy more) for a budget in bits. Where the next hull step of a tensor is too large there
+    are three ways on: a step in between, found by bisection; the others get what is left; or the tensor takes it and the others pay."""
     lines = [weighed(line, weight) for line, weight in zip(made.hulls, weights)]
     places, blocked = select(lines, budget)
-    chosen = [line[place] for line, place in zip(lines, places)]
     if blocked is None:
-        return chosen, False
+        return [line[place] for line, place in zip(lines, places)], False
+    solved = [between(ops, cfg, made, weights, budget, lines, places, blocked)]
+    cut = places[blocked] + 1
+    for part in (lines[blocked][:cut], lines[blocked][cut:]):
+        trial = [part if which == blocked else line for which, line in enumerate(lines)]
+        found, stop = select(trial, budget)
+        while stop is not None:
+            trial[stop] = trial[stop][: found[stop] + 1]
+            found, stop = select(trial, budget)
+        chosen = [line[place] for line, place in zip(trial, found)]
+        if sum(choice.bits for choice in chosen) <= budget:
+            solved.append(chosen)
+    return min(solved, key=lambda chosen: sum(choice.harm for choice in chosen)), True
+
+
+def between(ops, cfg, made, weights, budget, lines, places, blocked):
+    """The choices at `places` of the hulls `lines`, the one that is `blocked` moved as far towards its next as the budget allows."""
+    chosen = [line[place] for line, place in zip(lines, places)]
     left, right = chosen[blocked], lines[blocked][places[blocked] + 1]
     spare = budget - sum(choice.bits for choice in chosen) + left.bits
-    if "kept" not in (left.pattern, right.pattern):
-        curve, low, high = made.curves[blocked], 0.0, 1.0
-        turned = curve._replace(spec=curve.spec._replace(rotate=right.spec.rotate))
-        for _ in range(FINE):
-            way = (low + high) / 2
-            step, dead = left.step ** (1 - way) * right.step**way, left.dead * (1 - way) + right.dead * way
-            between = choice_of(ops, cfg, turned, right.pattern, step, dead)
-            bits = code_bits(cfg, between.spec, between.tensor, made.lanes, curve.modes)[0]
-            between = between._replace(bits=bits, harm=between.harm * weights[blocked])
-            low, high = (way, high) if bits <= spare else (low, way)
-            if bits <= spare and between.harm < chosen[blocked].harm:
-                chosen[blocked] = between
-    return chosen, True
+    curve, low, high = made.curves[blocked], 0.0, 1.0
+    turned = curve._replace(spec=curve.spec._replace(rotate=right.spec.rotate))
+    for _ in range(FINE if "kept" not in (left.pattern, right.pattern) else 0):
+        way = (low + high) / 2
+        step, dead = left.step ** (1 - way) * right.step**way, left.dead * (1 - way) + right.dead * way
+        middle = choice_of(ops, cfg, turned, right.pattern, step, dead)
+        bits = code_bits(cfg, middle.spec, middle.tensor, made.lanes, curve.modes)[0]
+        middle = middle._replace(bits=bits, harm=middle.harm * weights[blocked])
+        low, high = (way, high) if bits <= spare else (low, way)
+        if bits <= spare and middle.harm < chosen[blocked].harm:
+            chosen[blocked] = middle
+    return chosen
 
 
 def packed_size(cfg, chosen):
