@@ -102,9 +102,9 @@ def test_mlp_squares_a_leaky_relu_and_normalises():
     x = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0))
     hidden = torch.nn.functional.leaky_relu(x @ p["m.in"].T, 0.5) ** 2
     hidden = hidden / torch.sqrt((hidden**2).mean(-1, keepdim=True) + 1e-6) * p["m.out.gain"]
-    assert torch.allclose(mlp_layer(torch_ops, p, "m", x), hidden @ p["m.out"].T, atol=1e-5)
+    assert torch.allclose(mlp_layer(torch_ops, p, cfg, "m", x), hidden @ p["m.out"].T, atol=1e-5)
     # RMS normalisation makes the output blind to the size of the input.
-    assert torch.allclose(mlp_layer(torch_ops, p, "m", 4 * x), mlp_layer(torch_ops, p, "m", x), atol=1e-4)
+    assert torch.allclose(mlp_layer(torch_ops, p, cfg, "m", 4 * x), mlp_layer(torch_ops, p, cfg, "m", x), atol=1e-4)
 
 
 def test_logits_are_bounded_by_the_soft_cap():

@@ -55,7 +55,7 @@ def attention_layer(ops, p, cfg, name, x, rotary, first_values, exclude_self):
     batch, length = x.shape[0], x.shape[1]
     heads, kv_heads = cfg.model.num_heads, cfg.model.num_kv_heads
     head_dim = cfg.model.model_dim // cfg.model.num_heads
-    qkv = ops.reshape(project(ops, p, name + ".qkv", x), (batch, length, heads + 2 * kv_heads, head_dim))
+    qkv = ops.reshape(project(ops, p, cfg, name + ".qkv", x), (batch, length, heads + 2 * kv_heads, head_dim))
     qkv = ops.permute(qkv, (0, 2, 1, 3))
     if cfg.model.isolate_documents:
         *rotary, visible = rotary
@@ -72,4 +72,4 @@ def attention_layer(ops, p, cfg, name, x, rotary, first_values, exclude_self):
         share = ops.sum(grouped * own, -1, True) / (ops.sum(own * own, -1, True) + 1e-6)
         y = ops.reshape(grouped - share * own, (batch, heads, length, head_dim))
     y = ops.reshape(ops.permute(y, (0, 2, 1, 3)), (batch, length, heads * head_dim))
-    return normed_project(ops, p, name + ".out", y), v
+    return normed_project(ops, p, cfg, name + ".out", y), v

@@ -35,7 +35,7 @@ def embed_tokens(ops, p, cfg, tokens):
     """Token ids (B, T) -> normalised stream (B, T, C)."""
     x = ops.take(p["embed"], tokens)
     if cfg.model.embed_dim != cfg.model.model_dim:
-        x = project(ops, p, "embed.up", x)
+        x = project(ops, p, cfg, "embed.up", x)
     return ops.rms_norm(x)
 
 
@@ -43,6 +43,6 @@ def token_logits(ops, p, cfg, x):
     """Stream (B, T, C) -> soft-capped logits (B, T, V) in float32: c u / sqrt(1 + u^2) with u = z / c, then the bias."""
     x = ops.rms_norm(x)
     if cfg.model.embed_dim != cfg.model.model_dim:
-        x = project(ops, p, "embed.down", x)
-    z = ops.cast(project(ops, p, "embed", x), "float32")
+        x = project(ops, p, cfg, "embed.down", x)
+    z = ops.cast(project(ops, p, cfg, "embed", x), "float32")
     return z * ops.rsqrt(1.0 + z * z * (1.0 / cfg.model.logit_softcap**2)) + p["vocab_bias"]

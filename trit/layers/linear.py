@@ -3,10 +3,10 @@
 from trit.params import matrix_spec, scalar_spec
 
 
-def project(ops, p, name, x):
+def project(ops, p, cfg, name, x):
     """`x` (..., I) times the matrix called `name` (O, I) -> (..., O). Where `p` holds a dict under "taps", the second moment of the
     inputs (I, I), the mean of x^T x, is left there under the matrix's name."""
-    if "taps" in p:
+    if (cfg.compress.calibration_evals or cfg.compress.allocate) and "taps" in p:
         channels = ops.swap_last(ops.cast(ops.reshape(x, (-1, x.shape[-1])), "float32"))
         p["taps"][name] = ops.linear(channels, channels) / channels.shape[1]
     return ops.linear(x, p[name])
@@ -17,6 +17,6 @@ def normed_projection_specs(cfg, name, rows, columns, std):
     return [scalar_spec(cfg, name + ".gain", (columns,), 1.0), matrix_spec(cfg, name, rows, columns, std)]
 
 
-def normed_project(ops, p, name, x):
+def normed_project(ops, p, cfg, name, x):
     """RMS-normalise `x` (..., I), scale its channels and multiply by the matrix called `name` -> (..., O)."""
-    return project(ops, p, name, ops.rms_norm(x) * p[name + ".gain"])
+    return project(ops, p, cfg, name, ops.rms_norm(x) * p[name + ".gain"])

@@ -13,7 +13,7 @@ def mlp_specs(cfg, name):
     )
 
 
-def mlp_layer(ops, p, name, x):
+def mlp_layer(ops, p, cfg, name, x):
     """x (B, T, C) -> (B, T, C)."""
-    hidden = ops.leaky_relu(project(ops, p, name + ".in", x), 0.5)
-    return normed_project(ops, p, name + ".out", hidden * hidden)
+    hidden = ops.leaky_relu(project(ops, p, cfg, name + ".in", x), 0.5)
+    return normed_project(ops, p, cfg, name + ".out", hidden * hidden)

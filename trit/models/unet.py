@@ -63,7 +63,7 @@ def forward(ops, p, cfg, tokens):
         )
         first_values = values if first_values is None else first_values
         x = x + p[name + ".attn_scale"] * branch
-        x = x + p[name + ".mlp_scale"] * mlp_layer(ops, p, name + ".mlp", ops.rms_norm(x))
+        x = x + p[name + ".mlp_scale"] * mlp_layer(ops, p, cfg, name + ".mlp", ops.rms_norm(x))
         if i < layers // 2:
             saved.append(x)
     return token_logits(ops, p, cfg, x), {}
