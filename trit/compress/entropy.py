@@ -20,9 +20,13 @@ UNIFORM = 0  # every symbol alike: bounds the size whatever the data
 SHARED = 1  # one table
 COLUMN = 2  # a table for every column
 ACTIVITY = 3  # a table for every level of the mean magnitude so far in the row
+TREND = 4  # a table for every running mean of the column and every level of the row's distance from such means so far; not for trits
 DIFFERENCES = 8  # added to a mode: the symbols are differences from the one before, modulo base
 LEVELS = 64
+MEANS = 15
+SURPRISES = 10
 STEPS_AHEAD = 512  # a stream is spread over few enough lanes that each codes at least this many symbols
+TREND_STEPS = 16384  # the same where each lane must first learn the means of its columns
 
 
 class Stream(NamedTuple):
@@ -45,14 +49,16 @@ def lane_count(streams):
 
 def contexts(stream, mode):
     """Number of tables of a mode."""
-    return (1, 1, stream.columns, LEVELS)[mode]
+    return (1, 1, stream.columns, LEVELS, MEANS * SURPRISES)[mode]
 
 
 def mode_known(stream, mode):
     """Whether a stream may have this mode: tables need enough symbols to learn from, differences a row of one."""
     if mode >= DIFFERENCES:
         return mode == DIFFERENCES + SHARED and stream.columns == 1
-    return mode <= SHARED or (mode <= ACTIVITY and 16 * contexts(stream, mode) * stream.base <= stream.count)
+    if mode == TREND and stream.base == 3:
+        return False
+    return mode <= SHARED or (mode <= TREND and 16 * contexts(stream, mode) * stream.base <= stream.count)
 
 
 class Walk:
@@ -60,11 +66,13 @@ class Walk:
 
     def __init__(self, stream, mode, lanes):
         self.mode, self.columns, self.middle = mode, stream.columns, stream.base // 2
-        self.lanes = min(lanes, power_below(stream.count // STEPS_AHEAD))
+        self.lanes = min(lanes, power_below(stream.count // (TREND_STEPS if mode == TREND else STEPS_AHEAD)))
         self.steps = -(-stream.count // self.lanes)
         self.column = np.arange(self.lanes) * self.steps % self.columns
         self.seen = self.column * 0
         self.total = self.column * 0
+        if mode == TREND:
+            self.means = np.zeros((self.lanes, self.columns), np.int64)
 
     def tables(self):
         """Table of every lane's next symbol (lanes,)."""
@@ -73,15 +81,23 @@ class Walk:
         if self.mode == ACTIVITY:
             level = LEVELS * (self.total + 2 * self.middle) // ((self.seen + 8) * self.middle)
             return np.minimum(level, LEVELS - 1)
+        if self.mode == TREND:
+            mean = (14 * self.means[np.arange(self.lanes), self.column] + 256 * self.middle) // (512 * self.middle) + 7
+            return SURPRISES * mean + np.minimum(35 * self.total // (512 * self.middle * (self.seen + 2)), SURPRISES - 1)
         return 0 * self.column
 
     def advance(self, symbols):
         """Take note of one symbol a lane."""
+        away = symbols - self.middle
+        if self.mode == TREND:
+            place = np.arange(self.lanes), self.column
+            away = 256 * away - self.means[place]
+            self.means[place] += away >> 3
         self.column = (self.column + 1) % self.columns
-        if self.mode == ACTIVITY:
+        if self.mode >= ACTIVITY:
             inside = self.column > 0
             self.seen = (self.seen + 1) * inside
-            self.total = (self.total + abs(symbols - self.middle)) * inside
+            self.total = (self.total + abs(away)) * inside
 
 
 def refreshed(counts):
