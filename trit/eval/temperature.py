@@ -17,9 +17,9 @@ def scored_logits(ops, arch, cfg, p, tokens):
 
 
 def fit_sharpness(rows, tokens, length):
-    """Sharpness in 0.8 .. 1.2 under which the later halves of the windows of `length` tokens lose least, as (float, loss before, loss
+    """Sharpness in 0.5 .. 1.2 under which the later halves of the windows of `length` tokens lose least, as (float, loss before, loss
     after) in nats a token. `rows(inputs)` gives log-probabilities (1, T, V) at sharpness 1; `tokens` (n,) was never trained on."""
-    grid = [0.8 + 0.02 * i for i in range(21)]
+    grid = [0.5 + 0.02 * i for i in range(36)]
     sums, count = np.zeros(len(grid)), 0
     for start in range(0, len(tokens) - length, length):
         late = rows(tokens[None, start : start + length])[0, length // 2 :]
@@ -32,4 +32,4 @@ def fit_sharpness(rows, tokens, length):
     left, middle, right = sums[best - 1 : best + 2]
     shift = 0.5 * (left - right) / max(left - 2.0 * middle + right, 1e-12)  # vertex of the parabola through three points
     sharpness = grid[best] + 0.02 * min(max(shift, -1.0), 1.0)
-    return sharpness, sums[10] / count, sums[best] / count
+    return sharpness, sums[25] / count, sums[best] / count
