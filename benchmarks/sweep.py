@@ -24,14 +24,16 @@ from trit.train.log import Log
 from trit.train.torch_backend import start_process
 
 
-def run_variant(name, preset, settings, folder, log):
-    """Train, calibrate, pack, reload and score one variant -> record. The trained weights go to `folder`."""
+def run_variant(name, preset, settings, folder, scored, log):
+    """Train, calibrate, pack, reload and score one variant -> record. The trained weights go to `folder`; without `scored` that is all."""
     config, run, _ = load(preset, environ={}, overrides=settings)
     arch, process = load_arch(config.model.name), start_process()
     torch._dynamo.reset()
     arrays, result = train_weights(torch_ops, arch, config, process, run.data_path, run.seed, log)
     folder.mkdir(exist_ok=True)
     np.savez(folder / f"{name}.npz", **arrays)
+    if not scored:
+        return {"name": name, "steps": result.steps, "seconds": round(result.seconds, 1), "settings": settings}
     calibration = find_calibration(torch_ops, arch, config, process, arrays, run.data_path, log)
     data = make_artifact(torch_ops, arch, config, arrays, calibration)
     begin = time.perf_counter()
@@ -65,6 +67,7 @@ def main():
     parser.add_argument("study")
     parser.add_argument("--out")
     parser.add_argument("--table", action="store_true", help="print the finished variants as a Markdown table and stop")
+    parser.add_argument("--weights-only", action="store_true", help="train and keep the weights, do not score")
     parser.add_argument("--only", nargs="*", help="names of the variants to run")
     options = parser.parse_args()
     with open(options.study, "rb") as file:
@@ -81,7 +84,7 @@ def main():
         if name in done or (options.only and name not in options.only):
             continue
         print(f"== {name}", flush=True)
-        record = run_variant(name, study.get("preset"), study["base"] + settings, out.with_suffix(""), Log())
+        record = run_variant(name, study.get("preset"), study["base"] + settings, out.with_suffix(""), not options.weights_only, Log())
         with open(out, "a") as file:
             file.write(json.dumps(record) + "\n")
         print(json.dumps(record), flush=True)

@@ -75,6 +75,7 @@ CASES = [
     Case("cast", lambda ops, x: ops.cast(x > 0, "float32"), lambda x: x > 0, (X,), False),
     Case("zeros", lambda ops, x: ops.zeros((2, 3), x), lambda x: np.zeros((2, 3)), (X,), False),
     Case("zeros", lambda ops, x: ops.zeros((), x), lambda x: np.zeros(()), (X,), False),
+    Case("constant", lambda ops, x: ops.constant([1.0, 2.5, -3.0], x), lambda x: np.array([1, 2.5, -3]), (TOKENS,), False),
     Case("arange", lambda ops, x: ops.arange(5, x), lambda x: np.arange(5.0), (TOKENS,), False),
     Case("reshape", lambda ops, x: ops.reshape(x, (5, -1)), lambda x: x.reshape(5, -1), (X,)),
     Case("permute", lambda ops, x: ops.permute(x, (2, 0, 1)), lambda x: x.transpose(2, 0, 1), (X,)),

@@ -37,7 +37,9 @@ def grid_top(spec):
 
 def real_entries(spec):
     """Mask (groups, group_size) of the positions that are weights and not padding; padding always trails."""
-    return np.arange(spec.group_size) < group_counts(spec)
+    groups, size, _ = group_layout(spec)
+    counts = group_counts(spec)
+    return np.arange(size) < np.resize(counts, (groups, 1))
 
 
 def stream_table(cfg, specs):

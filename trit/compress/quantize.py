@@ -59,22 +59,21 @@ def from_groups(ops, spec, x):
 
 
 def group_counts(spec):
-    """Real entries of each group as a float32 array (groups, 1): averages must not see the padding."""
+    """Real entries of the groups: a list of one number for each group of a row, or for each group where they span rows."""
     groups, size, padding = group_layout(spec)
-    counts = np.full((groups, 1), size, np.float32)
-    if padding and size <= spec.shape[-1]:
-        per_row = groups // math.prod(spec.shape[:-1])
-        counts[per_row - 1 :: per_row] -= padding
-    elif padding:
-        counts[-1] -= padding * spec.shape[-1]
-    return counts
+    if size <= spec.shape[-1]:
+        return [size] * (groups // math.prod(spec.shape[:-1]) - 1) + [size - padding]
+    return [size] * (groups - 1) + [size - padding * spec.shape[-1]]
 
 
 def group_mean(ops, spec, x):
-    """Mean over the real entries of each group: (groups, group_size) -> (groups, 1)."""
-    _, size, padding = group_layout(spec)
+    """Mean over the real entries of each group, not the padding: (groups, group_size) -> (groups, 1)."""
+    groups, size, padding = group_layout(spec)
     total = ops.sum(x, 1, True)
-    return total / (ops.from_numpy(group_counts(spec), total) if padding else size)
+    if not padding:
+        return total / size
+    counts = group_counts(spec)
+    return ops.reshape(ops.reshape(total, (-1, len(counts))) / ops.constant(counts, total), (groups, 1))
 
 
 def rotates(cfg):
@@ -88,9 +87,15 @@ def stores_floats(cfg):
     return quant or cfg.quant.scale_steps == 0 or cfg.compress.allocate
 
 
+def scale_values(steps):
+    """The scales that can be stored, as a list: `steps` in every doubling from the smallest normal float16 to 2**15, each a float16
+    (11 bits), rounded here because a compiled training step leaves such roundings out."""
+    return [round(2.0 ** (i % steps / steps + 10.0)) * 2.0 ** (i // steps - 24.0) for i in range(29 * steps + 1)]
+
+
 def scale_table(steps):
-    """The scales that can be stored, float16 and rising: `steps` in every doubling from the smallest normal float16 to 2**15."""
-    return np.exp2(np.arange(29 * steps + 1) / steps - 14.0).astype(np.float16)
+    """`scale_values` as an array of float16."""
+    return np.array(scale_values(steps), np.float16)
 
 
 def stored_scale(ops, cfg, x):
@@ -99,7 +104,7 @@ def stored_scale(ops, cfg, x):
     if cfg.quant.scale_steps:
         place = ops.round((ops.log(x) * (1.0 / math.log(2.0)) + 14.0) * cfg.quant.scale_steps)
         place = ops.cast(ops.clip(place, 0.0, 29.0 * cfg.quant.scale_steps), "int64")
-        return ops.take(ops.from_numpy(scale_table(cfg.quant.scale_steps).astype(np.float32)[:, None], x), place[:, 0])
+        return ops.take(ops.constant(scale_values(cfg.quant.scale_steps), x)[:, None], place[:, 0])
     return x
 
 

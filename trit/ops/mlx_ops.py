@@ -12,6 +12,11 @@ def from_numpy(array, like=None):
     return mx.array(np.array(array))
 
 
+def constant(values, like):
+    """List of plain numbers -> float32 array, also inside a compiled function."""
+    return mx.array(values, dtype=mx.float32)
+
+
 def to_numpy(x):
     """Array -> numpy array (bfloat16 widens to float32)."""
     return np.array(x.astype(mx.float32) if x.dtype == mx.bfloat16 else x)

@@ -14,6 +14,11 @@ def from_numpy(array, like=None):
     return tensor if like is None else tensor.to(like.device)
 
 
+def constant(values, like):
+    """List of plain numbers -> float32 tensor, also inside a compiled function (which may not keep a numpy array alive)."""
+    return torch.tensor(values, dtype=torch.float32, device=like.device)
+
+
 def to_numpy(x):
     """Tensor -> numpy array (bfloat16 widens to float32)."""
     x = x.detach()

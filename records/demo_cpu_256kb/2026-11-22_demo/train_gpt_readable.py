@@ -1,4 +1,4 @@
-import brotli, collections, concurrent.futures, glob, hashlib, json, lzma, math, numpy as np, os, sentencepiece, struct, time, torch, torch.distributed as distributed, torch.nn.functional as functional, warnings, zlib
+import collections, concurrent.futures, glob, hashlib, json, math, numpy as np, os, sentencepiece, struct, time, torch, torch.distributed as distributed, torch.nn.functional as functional, warnings, zlib
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -162,15 +162,22 @@ class ParamSpec(NamedTuple):
     clip: int = 2.5
     lr_scale: int = 1.0
     adapt: int = ''
+    rotate: int = False
+
+
+def on_grid(spec, bits, group_size, clip):
+    scheme = 'fp16' if bits == 16 else 'ternary' if bits == 1 else 'int'
+    return spec._replace(scheme=scheme, bits=max(bits, 2), group_size=group_size, clip=clip)
 
 
 def matrix_spec(name, rows, columns, std):
-    group_size = min(128, columns)
-    return ParamSpec(name, (rows, columns), 'normal', std, 'matrix', 'ternary', 2, group_size, adapt='matrix')
+    spec = ParamSpec(name, (rows, columns), 'normal', std, 'matrix', adapt='matrix', rotate=False)
+    return on_grid(spec, 1, min(32, columns), 2.2)
 
 
 def scalar_spec(name, shape, value, adapt='scale'):
-    return ParamSpec(name, shape, 'constant', value, 'scalar', adapt=adapt)
+    spec = ParamSpec(name, shape, 'constant', value, 'scalar', adapt=adapt)
+    return on_grid(spec, 6, int(np.prod(shape)), 4.0)
 
 
 def init_params(specs, seed):
@@ -189,9 +196,6 @@ def parameter_count(specs):
 
 
 def project(p, name, x):
-    if 'taps' in p:
-        flat = ops_cast(ops_reshape(x, (-1, x.shape[-1])), 'float32')
-        p['taps'][name] = ops_mean(flat * flat, 0)
     return ops_linear(x, p[name])
 
 
@@ -245,7 +249,7 @@ def attention_layer(p, name, x, rotary, first_values, exclude_self):
 
 
 def embedding_specs():
-    specs = [ParamSpec('embed', (1024, 64), 'normal', 0.02, 'embed', 'int', 4, 64, 2.2), scalar_spec('vocab_bias', (1024,), 0.0)]
+    specs = [on_grid(ParamSpec('embed', (1024, 64), 'normal', 0.02, 'embed', rotate=False), 4, 64, 2.2), scalar_spec('vocab_bias', (1024,), 0.0)]
     specs.append(matrix_spec('embed.up', 96, 64, 64 ** (-0.5)))
     specs.append(matrix_spec('embed.down', 64, 96, 96 ** (-0.5)))
     return specs
@@ -265,7 +269,7 @@ def token_logits(p, x):
 
 
 def engram_specs():
-    return [ParamSpec('engram.table', (27648, 32), 'normal', 0.02, 'engram', 'int', 2, 4096, 2.0), matrix_spec('engram.value', 96, 128, 128 ** (-0.5))._replace(adapt=''), matrix_spec('engram.key', 96, 128, 128 ** (-0.5))._replace(adapt=''), scalar_spec('engram.gate_scale', (1,), 0.378), scalar_spec('engram.gate_bias', (1,), 0.0)]
+    return [on_grid(ParamSpec('engram.table', (29184, 32), 'normal', 0.02, 'engram'), 2, 4096, 2.0), matrix_spec('engram.value', 96, 128, 128 ** (-0.5))._replace(adapt=''), matrix_spec('engram.key', 96, 128, 128 ** (-0.5))._replace(adapt=''), scalar_spec('engram.gate_scale', (1,), 0.378), scalar_spec('engram.gate_bias', (1,), 0.0)]
 
 
 def mix_bits(x):
@@ -285,8 +289,8 @@ def engram_rows(tokens):
         key = mix_bits(key * 65599 + past + order)
         for head in range(2):
             table = order * 2 + head
-            bucket = (mix_bits(key + (head + 1) * 1000003) & 9223372036854775807) % 6912
-            rows.append(bucket + table * 6912)
+            bucket = (mix_bits(key + (head + 1) * 1000003) & 9223372036854775807) % 7296
+            rows.append(bucket + table * 7296)
             masks.append(ops_cast(positions > order, 'float32'))
     return (ops_stack(rows, -1), ops_stack(masks, -1))
 
@@ -346,6 +350,210 @@ def arch_forward(p, tokens):
     return (token_logits(p, x), {})
 
 
+PRECISION = 16
+FLOOR = 1 << 31
+WORD = 32
+SHARED = 1
+COLUMN = 2
+ACTIVITY = 3
+TREND = 4
+DIFFERENCES = 8
+LEVELS = 64
+SURPRISES = 10
+STEPS_AHEAD = 512
+TREND_STEPS = 16384
+
+
+class Stream(NamedTuple):
+    base: int
+    count: int
+    columns: int
+
+
+def power_below(n):
+    return 1 << max(int(n).bit_length() - 1, 0)
+
+
+def lane_count(streams):
+    return min(power_below(sum((stream.count for stream in streams)) // 32768), 1024)
+
+
+def contexts(stream, mode):
+    return (1, 1, stream.columns, LEVELS, 150)[mode]
+
+
+def mode_known(stream, mode):
+    if mode >= DIFFERENCES:
+        return mode == 9 and stream.columns == 1
+    if mode == TREND and stream.base == 3:
+        return False
+    return mode <= SHARED or (mode <= TREND and 16 * contexts(stream, mode) * stream.base <= stream.count)
+
+
+class Walk:
+
+    def __init__(self, stream, mode, lanes):
+        self.mode, self.columns, self.middle = (mode, stream.columns, stream.base // 2)
+        self.lanes = min(lanes, power_below(stream.count // (TREND_STEPS if mode == TREND else STEPS_AHEAD)))
+        self.steps = -(-stream.count // self.lanes)
+        self.column = np.arange(self.lanes) * self.steps % self.columns
+        self.seen = self.column * 0
+        self.total = self.column * 0
+        if mode == TREND:
+            self.means = np.zeros((self.lanes, self.columns), np.int64)
+
+    def tables(self):
+        if self.mode == COLUMN:
+            return self.column
+        if self.mode == ACTIVITY:
+            level = LEVELS * (self.total + 2 * self.middle) // ((self.seen + 8) * self.middle)
+            return np.minimum(level, 63)
+        if self.mode == TREND:
+            mean = (14 * self.means[np.arange(self.lanes), self.column] + 256 * self.middle) // (512 * self.middle) + 7
+            return SURPRISES * mean + np.minimum(35 * self.total // (512 * self.middle * (self.seen + 2)), 9)
+        return 0 * self.column
+
+    def advance(self, symbols):
+        away = symbols - self.middle
+        if self.mode == TREND:
+            place = (np.arange(self.lanes), self.column)
+            away = 256 * away - self.means[place]
+            self.means[place] += away >> 3
+        self.column = (self.column + 1) % self.columns
+        if self.mode >= ACTIVITY:
+            inside = self.column > 0
+            self.seen = (self.seen + 1) * inside
+            self.total = (self.total + abs(away)) * inside
+
+
+def refreshed(counts):
+    tables, base = counts.shape
+    total = counts.sum(0)
+    shared = 16 * total + 1
+    shared[1:] += 4 * total[:-1]
+    shared[:-1] += 4 * total[1:]
+    weights = 2048 * counts + (shared << 16) // shared.sum() + 1
+    ends = weights.cumsum(1)
+    starts = (ends - weights) * (65536 - base) // ends[:, -1:] + np.arange(base) + (np.arange(tables)[:, None] << PRECISION)
+    return np.append(starts, tables << PRECISION)
+
+
+def next_refresh(step):
+    return step + 1 + step // 16
+
+
+def decode_stream(stream, mode, states, words, at):
+    walk = Walk(stream, mode, len(states))
+    symbols = np.empty((walk.steps, walk.lanes), np.uint8 if stream.base < 257 else np.uint16)
+    counts, used, refresh = (np.zeros((contexts(stream, mode), stream.base), np.int64), [], 0)
+    x = states[:walk.lanes]
+    for step in range(walk.steps):
+        if step == refresh:
+            if used and mode:
+                counts += np.bincount(np.concatenate(used), minlength=counts.size).reshape(counts.shape)
+            table, used, refresh = (refreshed(counts), [], next_refresh(step))
+        lane_tables = walk.tables()
+        key = (lane_tables << PRECISION) + (x & 65535)
+        found = table.searchsorted(key, 'right') - 1
+        start = table[found]
+        x = (table[found + 1] - start) * (x >> PRECISION) + key - start
+        low = x < FLOOR
+        needed = np.count_nonzero(low)
+        if needed:
+            if at + needed > len(words):
+                raise IndexError
+            x[low] = (x[low] << WORD) + words[at:at + needed]
+            at += needed
+        used.append(found)
+        found = found - lane_tables * stream.base
+        symbols[step] = found
+        walk.advance(found)
+    states[:walk.lanes] = x
+    return (symbols.T.reshape(-1)[:stream.count], at)
+
+
+def placed(stream, mode, symbols, lanes):
+    if mode >= DIFFERENCES:
+        symbols, mode = (np.diff(symbols, prepend=0) % stream.base, mode - DIFFERENCES)
+    walk = Walk(stream, mode, lanes)
+    filled = np.full(walk.steps * walk.lanes, stream.base // 2, np.int64)
+    filled[:stream.count] = symbols
+    places = filled.reshape(walk.lanes, walk.steps).T.copy()
+    if mode > SHARED:
+        for now in places:
+            before = walk.tables() * stream.base
+            walk.advance(now)
+            now += before
+    return places
+
+
+def intervals(stream, mode, places):
+    counts, step = (np.zeros((contexts(stream, mode % DIFFERENCES), stream.base), np.int64), 0)
+    while step < len(places):
+        now = slice(step, next_refresh(step))
+        new = np.bincount(places[now].reshape(-1), minlength=counts.size)
+        yield (now, refreshed(counts), new)
+        if mode:
+            counts += new.reshape(counts.shape)
+        step = next_refresh(step)
+
+
+def stream_bits(stream, mode, symbols, lanes):
+    found = intervals(stream, mode, placed(stream, mode, symbols, lanes))
+    return float(sum(((new * (PRECISION - np.log2(np.diff(table)))).sum() for _, table, new in found)))
+
+
+def encode_stream(stream, mode, symbols, states, words):
+    places = placed(stream, mode, symbols, len(states))
+    starts, sizes = (np.empty(places.shape, np.int64), np.empty(places.shape, np.int64))
+    for now, table, _ in intervals(stream, mode, places):
+        starts[now] = table[places[now]] & 65535
+        sizes[now] = table[places[now] + 1] - table[places[now]]
+    x = states[:places.shape[1]]
+    for start, size in zip(starts[::-1], sizes[::-1]):
+        high = x >= size << 47
+        if high.any():
+            words.append((x[high] & 4294967295).astype('<u4'))
+            x[high] >>= WORD
+        whole, part = np.divmod(x, size)
+        x = (whole << PRECISION) + part + start
+    states[:places.shape[1]] = x
+
+
+def best_mode(stream, symbols, lanes):
+    modes = [mode for mode in range(16) if mode_known(stream, mode)]
+    return min(((stream_bits(stream, mode, symbols, lanes), mode) for mode in modes))
+
+
+def encode_streams(streams, symbols, others):
+    lanes = lane_count(streams)
+    found = [best_mode(stream, part, lanes) for stream, part in zip(streams, symbols)]
+    kept = {i: other for i, other in others.items() if 8 * len(other[1]) + 32 < found[i][0]}
+    modes = [kept[i][0] if i in kept else mode for i, (_, mode) in enumerate(found)]
+    states, words = (np.full(lanes, FLOOR), [])
+    for i in reversed(range(len(streams))):
+        if i not in kept:
+            encode_stream(streams[i], modes[i], symbols[i], states, words)
+    coded = states.astype('<i8').tobytes() + b''.join((word.tobytes() for word in reversed(words)))
+    return (modes, [kept[i][1] for i in sorted(kept)], coded)
+
+
+def decode_streams(streams, modes, data):
+    size = 8 * lane_count(streams)
+    states, words = (np.frombuffer(data[:size], '<i8').astype(np.int64), np.frombuffer(data[size:], '<u4').astype(np.int64))
+    found, at = ([], 0)
+    for stream, mode in zip(streams, modes):
+        symbols = None
+        if mode < 16:
+            symbols, at = decode_stream(stream, mode % DIFFERENCES, states, words, at)
+            if mode >= DIFFERENCES:
+                symbols = symbols.cumsum() % stream.base
+        found.append(symbols)
+    if at != len(words) or (states != FLOOR).any():
+        raise IndexError
+    return found
+
+
 SMALLEST_SCALE = 6.103515625e-05
 
 
@@ -403,31 +611,40 @@ def group_mean(spec, x):
     return total / (ops_from_numpy(group_counts(spec), total) if padding else size)
 
 
-def half_scale(x):
-    return ops_maximum(ops_cast(ops_cast(x, 'float16'), 'float32'), SMALLEST_SCALE)
+def scale_table(steps):
+    return np.exp2(np.arange(29 * steps + 1) / steps - 14.0).astype(np.float16)
+
+
+def stored_scale(x):
+    x = ops_maximum(ops_cast(ops_cast(x, 'float16'), 'float32'), SMALLEST_SCALE)
+    place = ops_round((ops_log(x) * (1.0 / math.log(2.0)) + 14.0) * 8)
+    place = ops_cast(ops_clip(place, 0.0, 232.0), 'int64')
+    return ops_take(ops_from_numpy(scale_table(8).astype(np.float32)[:, None], x), place[:, 0])
 
 
 def encode(spec, x, calibration):
-    if spec.scheme == 'fp16':
-        return (ops_cast(x, 'float16'), None)
+    if spec.init == 'constant':
+        x = x - spec.value
     groups = to_groups(spec, x)
     if spec.scheme == 'int':
         top = 2 ** (spec.bits - 1) - 1
-        scales = half_scale(ops_sqrt(group_mean(spec, groups * groups)) * (spec.clip / top))
+        scales = stored_scale(ops_sqrt(group_mean(spec, groups * groups)) * (spec.clip / top))
         return (ops_clip(ops_round(groups / scales), -top, top), scales)
     threshold, refit = calibration.get(spec.name, (0.5, False))
     size = ops_abs(groups)
-    scales = half_scale(group_mean(spec, size))
+    scales = stored_scale(group_mean(spec, size))
     kept = ops_cast(size > scales * threshold, 'float32')
     if refit:
-        scales = half_scale(ops_sum(size * kept, 1, True) / ops_maximum(ops_sum(kept, 1, True), 1.0))
+        scales = stored_scale(ops_sum(size * kept, 1, True) / ops_maximum(ops_sum(kept, 1, True), 1.0))
     return (ops_sign(groups) * kept, scales)
 
 
 def decode(spec, codes, scales):
-    if spec.scheme == 'fp16':
-        return ops_cast(codes, 'float32')
-    return from_groups(spec, codes * scales)
+    groups = codes * scales
+    values = from_groups(spec, groups)
+    if spec.init == 'constant':
+        values = values + spec.value
+    return values
 
 
 def fake_quantize(specs, p, calibration):
@@ -442,6 +659,8 @@ def fake_quantize(specs, p, calibration):
 def quantize(specs, p, calibration):
     tensors = {}
     for spec in specs:
+        if not (np.abs(ops_to_numpy(p[spec.name])) <= 65504).all():
+            raise ValueError(f'{spec.name}: a weight is not a number from -65504 to 65504')
         codes, scales = encode(spec, p[spec.name], calibration)
         if spec.scheme == 'fp16':
             tensors[spec.name] = QuantTensor(ops_to_numpy(codes) + np.float16(0), None)
@@ -454,69 +673,9 @@ def dequantize(specs, tensors):
     arrays = {}
     for spec in specs:
         codes, scales = tensors[spec.name]
-        if spec.scheme != 'fp16':
-            codes, scales = (codes.astype(np.float32), ops_from_numpy(scales.astype(np.float32)))
+        codes, scales = (codes.astype(np.float32), ops_from_numpy(scales.astype(np.float32)))
         arrays[spec.name] = ops_to_numpy(decode(spec, ops_from_numpy(codes), scales))
     return arrays
-
-
-CALIBRATION_CANDIDATES = ((0.6, True), (0.5, True), (0.7, True), (0.6, False))
-
-
-def stored_arrays(specs, p, calibration):
-    return dequantize(specs, quantize(specs, p, calibration))
-
-
-def output_change(spec, p, stored, moments, choice):
-    moved = stored_arrays([spec], p, {spec.name: choice})[spec.name] - stored[spec.name]
-    weights = moments.get(spec.name, np.ones(spec.shape[-1], np.float32))
-    return float((moved ** 2 * weights).sum() / ((stored[spec.name] ** 2 * weights).sum() + 1e-12))
-
-
-def calibrate(specs, arrays, make_losses, observe_inputs, tokens, log):
-    begin, length = (time.perf_counter(), 256)
-    rows = (len(tokens) - 1) // length
-    if rows < 2:
-        return {}
-    inputs, targets = (tokens[i:i + rows * length].reshape(rows, length).astype(np.int32) for i in (0, 1))
-    p = {name: ops_from_numpy(array) for name, array in arrays.items()}
-    stored = stored_arrays(specs, p, {})
-
-    def halves(weights):
-        losses = make_losses(weights)(inputs, targets).astype(np.float64)
-        return (losses[:rows // 2].mean(), losses[rows // 2:].mean())
-    moments = observe_inputs(stored, inputs[:4])
-    ternary = [spec for spec in specs if spec.scheme == 'ternary']
-    change = {spec.name: output_change(spec, p, stored, moments, (0.6, True)) for spec in ternary}
-    best, chosen, spent = (halves(stored), {}, 1)
-    start = best
-    for candidate in CALIBRATION_CANDIDATES:
-        for spec in sorted(ternary, key=lambda spec: -change[spec.name]):
-            late = (time.perf_counter() - begin) * (1.0 + 1.0 / spent) > 10.0
-            if late or spent >= 48:
-                break
-            if candidate == (0.5, False):
-                continue
-            trial = dict(stored)
-            trial.update(stored_arrays([spec], p, {spec.name: candidate}))
-            found, spent = (halves(trial), spent + 1)
-            if found[0] < best[0] and found[1] < best[1]:
-                best, stored = (found, trial)
-                chosen[spec.name] = candidate
-    log.line(f'calibration: {spent} evaluations in {time.perf_counter() - begin:.1f}s, {len(chosen)} of {len(ternary)} ternary tensors changed, held-out training loss {sum(start) / 2:.5f} -> {sum(best) / 2:.5f}')
-    return chosen
-
-
-PACK_MAGIC = b'TRIT'
-PACK_VERSION = 1
-PACK_HEADER = '<4sB8s8s'
-STREAM_HEADER = '<BI'
-MASK_LAYOUT = 6
-BITS_LAYOUT = 7
-BY_COLUMN = 128
-STORED = 0
-BROTLI = 1
-LZMA = 2
 
 
 class PackError(ValueError):
@@ -528,16 +687,18 @@ def ensure_packable(holds, message):
         raise PackError(message)
 
 
+PACK_MAGIC = b'TRIT'
+PACK_VERSION = 2
+PACK_HEADER = '<4sB8s8s'
+PACK_HEADER_BYTES = 21
+
+
 def spec_fingerprint(specs):
-    lines = [f"{s.name} {'x'.join(map(str, s.shape))} {s.scheme} {s.bits} {s.group_size} {s.group}\n" for s in specs]
+    lines = ['scales 8\n']
+    for s in specs:
+        start = s.value if s.init == 'constant' and s.scheme != 'fp16' else 0
+        lines.append(f"{s.name} {'x'.join(map(str, s.shape))} {s.scheme} {s.bits} {s.group_size} {start:g} {int(s.rotate)}\n")
     return hashlib.sha256(''.join(lines).encode()).digest()[:8]
-
-
-def spec_kinds(specs):
-    kinds = {}
-    for spec in specs:
-        kinds.setdefault((spec.scheme, spec.bits, spec.group), []).append(spec)
-    return kinds
 
 
 def grid_top(spec):
@@ -549,93 +710,20 @@ def real_entries(spec):
 
 
 def stream_table(specs):
-    table = []
-    for (scheme, _, _), members in spec_kinds(specs).items():
-        count = sum((int(np.prod(spec.shape)) for spec in members))
-        if scheme != 'fp16':
-            table.append((2 * grid_top(members[0]) + 1, count))
-            count = sum((group_layout(spec)[0] for spec in members))
-        table += [(256, count), (256, count)]
+    table, halves = ([], 0)
+    for spec in specs:
+        count = int(np.prod(spec.shape))
+        if spec.scheme != 'fp16':
+            table.append(Stream(2 * grid_top(spec) + 1, count, spec.shape[-1]))
+            count = group_layout(spec)[0]
+            table.append(Stream(233, count, 1))
+            count = 0
+        halves += count
     return table
 
 
-def stream_layouts(base):
-    if base == 3:
-        return (5, 6)
-    if base < 17:
-        return (1, 2)
-    return (1, 7) if base < 128 else (1,)
-
-
-def layout_size(base, count, layout):
-    if layout == MASK_LAYOUT:
-        return 2 * -(-count // 8)
-    return -(-count * base.bit_length() // 8) if layout == BITS_LAYOUT else -(-count // layout)
-
-
-def write_digits(digits, base, layout):
-    if layout == MASK_LAYOUT:
-        return np.packbits(digits != 1).tobytes() + np.packbits(digits[digits != 1] > 1).tobytes()
-    if layout == BITS_LAYOUT:
-        return np.packbits(np.unpackbits(digits[:, None], axis=1)[:, 8 - base.bit_length():]).tobytes()
-    digits = np.concatenate([digits, np.zeros(-len(digits) % layout, np.uint8)])
-    total = digits[layout - 1::layout]
-    for place in range(layout - 2, -1, -1):
-        total = total * np.uint8(base) + digits[place::layout]
-    return total.tobytes()
-
-
-def read_digits(data, base, count, layout):
-    raw = np.frombuffer(data.ljust(layout_size(base, count, layout), b'\x00'), np.uint8)
-    if layout == MASK_LAYOUT:
-        kept = np.unpackbits(raw[:-(-count // 8)])[:count] > 0
-        digits = np.ones(count, np.uint8)
-        digits[kept] = 2 * np.unpackbits(raw[-(-count // 8):])[:kept.sum()]
-    elif layout == BITS_LAYOUT:
-        width = base.bit_length()
-        places = np.unpackbits(raw)[:count * width].reshape(count, width)
-        digits = np.packbits(places, axis=1)[:, 0] >> np.uint8(8 - width)
-    else:
-        digits, rest = (np.empty((len(raw), layout), np.uint8), raw.astype(np.uint16))
-        for place in range(layout):
-            rest, digits[:, place] = np.divmod(rest, base)
-        digits = digits.reshape(-1)[:count]
-    again = write_digits(digits, base, layout)
-    ensure_packable(digits.max() < base and again == data, f'a stream does not hold exactly {count} codes of a grid of {base} values')
-    return digits
-
-
-def compress_stream(orders, base):
-    best = None
-    for order, digits in enumerate(orders):
-        for layout in stream_layouts(base):
-            raw = write_digits(digits, base, layout)
-            for compressor, data in ((STORED, raw), (BROTLI, brotli.compress(raw, quality=9, lgwin=24))):
-                if not best or len(data) < len(best[1]):
-                    best = (order * BY_COLUMN | layout << 4 | compressor, data, raw)
-    method, raw = (best[0] & 240, best[2])
-    thorough = brotli.compress(raw, quality=11, lgwin=24)
-    filtered = lzma.compress(raw, lzma.FORMAT_RAW, filters=[{'id': lzma.FILTER_LZMA2, 'dict_size': max(4096, len(raw))}])
-    return min(best[:2], (method | BROTLI, thorough), (method | LZMA, filtered), key=lambda choice: len(choice[1]))
-
-
-def expand_stream(method, data, base, count):
-    layout, compressor = (method >> 4 & 7, method & 15)
-    ensure_packable(layout in stream_layouts(base) and compressor <= LZMA and (base < 256 or method < BY_COLUMN), f'method byte {method} is unknown for a grid of {base} values in format version 1')
-    limit, complete = (layout_size(base, count, layout), True)
-    try:
-        if compressor == BROTLI:
-            decoder = brotli.Decompressor()
-            data = decoder.process(data, output_buffer_limit=limit + 1)
-            complete = decoder.is_finished()
-        elif compressor == LZMA:
-            decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[{'id': lzma.FILTER_LZMA2, 'dict_size': max(4096, limit)}])
-            data = decoder.decompress(data, limit + 1)
-            complete = decoder.eof and (not decoder.unused_data)
-    except (brotli.error, lzma.LZMAError) as fault:
-        raise PackError(f'a compressed stream is damaged: {fault}') from None
-    ensure_packable(complete and len(data) <= limit, f'a stream does not end after the at most {limit} bytes that {count} codes need')
-    return read_digits(data, base, count, layout)
+def stored_specs(specs, data):
+    return specs
 
 
 def check_tensor(spec, tensor):
@@ -655,70 +743,84 @@ def check_tensor(spec, tensor):
     ensure_packable(good, f'{name}: a scale is not a finite number of at least 6.1e-05')
 
 
+def stream_symbols(specs, tensors):
+    found, halves = ([], [])
+    for spec in specs:
+        codes, scales = tensors[spec.name]
+        if spec.scheme != 'fp16':
+            found.append(codes[real_entries(spec)].astype(np.int16) + grid_top(spec))
+            codes = scales
+            table = scale_table(8)
+            places = np.minimum(table.searchsorted(scales[:, 0]), len(table) - 1)
+            ensure_packable((table[places] == scales[:, 0]).all(), f'{spec.name}: a scale is not one of quant.scale_steps')
+            found.append(places)
+            continue
+        halves.append(codes.reshape(-1))
+    return found
+
+
 def pack(specs, tensors):
     names = {spec.name for spec in specs}
     ensure_packable(names == set(tensors), f"tensors and specs differ in {', '.join(sorted(names ^ set(tensors)))}")
     for spec in specs:
         check_tensor(spec, tensors[spec.name])
-    streams = []
-    for (scheme, _, _), members in spec_kinds(specs).items():
-        halves = [tensors[spec.name].codes if scheme == 'fp16' else tensors[spec.name].scales for spec in members]
-        if scheme != 'fp16':
-            top = grid_top(members[0])
-            digits = [tensors[spec.name].codes[real_entries(spec)].view(np.uint8) + np.uint8(top) for spec in members]
-            turned = [part.reshape(-1, spec.shape[-1]).T.reshape(-1) for part, spec in zip(digits, members, strict=True)]
-            streams.append(compress_stream([np.concatenate(digits), np.concatenate(turned)], 2 * top + 1))
-        planes = np.concatenate([half.reshape(-1) for half in halves]).astype('<f2').view(np.uint8)
-        streams += [compress_stream([planes[1::2]], 256), compress_stream([planes[::2]], 256)]
-    body = b''.join([struct.pack(STREAM_HEADER, method, len(data)) for method, data in streams] + [data for _, data in streams])
+    streams, symbols = (stream_table(specs), stream_symbols(specs, tensors))
+    others = {}
+    modes, others, coded = encode_streams(streams, symbols, others)
+    body = b''
+    body += bytes(modes) + b''.join((struct.pack('<I', len(other)) for other in others)) + b''.join(others) + coded
     head = struct.pack('<4sB8s', PACK_MAGIC, PACK_VERSION, spec_fingerprint(specs))
     return head + hashlib.sha256(head + body).digest()[:8] + body
 
 
-def read_streams(specs, data):
-    table = stream_table(specs)
-    offset = struct.calcsize(PACK_HEADER) + len(table) * struct.calcsize(STREAM_HEADER)
-    ensure_packable(data[:4] == PACK_MAGIC, f"not an artifact: it starts with {bytes(data[:4])!r}, not b'TRIT'")
-    ensure_packable(data[4:5] == bytes([PACK_VERSION]), f'format version {list(data[4:5])} is not the known version 1')
-    ensure_packable(len(data) >= offset, f'the artifact is cut off: {len(data)} bytes where the header alone has {offset}')
+def check_header(specs, data):
+    ensure_packable(data[:4] == PACK_MAGIC, f"not an artifact: it starts with {data[:4]!r}, not b'TRIT'")
+    ensure_packable(data[4:5] == bytes([PACK_VERSION]), f'format version {list(data[4:5])} is not the known version 2')
+    ensure_packable(len(data) >= PACK_HEADER_BYTES, f'the artifact is cut off: {len(data)} bytes where the header alone has 21')
     _, _, fingerprint, checksum = struct.unpack_from(PACK_HEADER, data)
     wanted = spec_fingerprint(specs)
     text = f"packed for another configuration: the file's tensors have fingerprint {fingerprint.hex()}, this configuration's {wanted.hex()}"
     ensure_packable(fingerprint == wanted, text)
-    streams = []
-    for i in range(len(table)):
-        method, length = struct.unpack_from(STREAM_HEADER, data, struct.calcsize(PACK_HEADER) + i * struct.calcsize(STREAM_HEADER))
-        streams.append((method, offset, length))
-        offset += length
-    ensure_packable(len(data) == offset, f'the artifact has {len(data)} bytes where its header announces {offset}')
-    good = hashlib.sha256(data[:13] + data[21:]).digest()[:8] == checksum
+    good = hashlib.sha256(data[:13] + data[PACK_HEADER_BYTES:]).digest()[:8] == checksum
     ensure_packable(good, 'the artifact is damaged: its checksum does not match its bytes')
-    return streams
+
+
+def read_streams(specs, data):
+    check_header(specs, data)
+    streams = stream_table(specs)
+    at = 21
+    modes, at = (list(data[at:at + len(streams)]), at + len(streams))
+    ensure_packable(at <= len(data), f'the artifact is cut off: {len(data)} bytes where {len(streams)} streams have modes')
+    others = {}
+    for stream, mode in zip(streams, modes):
+        good = mode_known(stream, mode) or False
+        ensure_packable(good, f'mode {mode} is unknown for a stream of {stream.count} symbols below {stream.base}')
+    return (modes, others, data[at:])
 
 
 def unpack(specs, data):
     data = bytes(data)
-    found = zip(stream_table(specs), read_streams(specs, data), strict=True)
-    streams = ((method, expand_stream(method, data[start:start + size], *shape)) for shape, (method, start, size) in found)
-    tensors = {}
-    for (scheme, _, _), members in spec_kinds(specs).items():
-        method, digits = (0, None) if scheme == 'fp16' else next(streams)
-        high, low = (next(streams)[1], next(streams)[1])
-        halves = np.stack([low, high], 1).view('<f2')[:, 0].astype(np.float16)
-        for spec in members:
-            if scheme == 'fp16':
-                values, halves = np.split(halves, [int(np.prod(spec.shape))])
-                tensors[spec.name] = QuantTensor(values.reshape(spec.shape), None)
-            else:
-                part, digits = np.split(digits, [int(np.prod(spec.shape))])
-                scales, halves = np.split(halves, [group_layout(spec)[0]])
-                if method >= BY_COLUMN:
-                    part = part.reshape(spec.shape[-1], -1).T.reshape(-1)
-                codes = np.zeros(group_layout(spec)[:2], np.int8)
-                codes[real_entries(spec)] = part.view(np.int8) - np.int8(grid_top(spec))
-                tensors[spec.name] = QuantTensor(codes, scales[:, None])
-            check_tensor(spec, tensors[spec.name])
+    streams = stream_table(specs)
+    modes, others, coded = read_streams(specs, data)
+    good = len(coded) % 4 == 0 and len(coded) >= 8 * lane_count(streams)
+    ensure_packable(good, f'the artifact is cut off: {len(coded)} bytes for {lane_count(streams)} lanes of its coder')
+    try:
+        found = decode_streams(streams, modes, coded)
+    except IndexError:
+        raise PackError('the artifact ends before its symbols do, or goes on behind them') from None
+    parts, tensors, at = (iter(found), {}, 0)
+    for spec in specs:
+        codes = scales = None
+        if spec.scheme != 'fp16':
+            codes = np.zeros(group_layout(spec)[:2], np.int8)
+            codes[real_entries(spec)] = next(parts).astype(np.int16) - grid_top(spec)
+            scales = scale_table(8)[next(parts)][:, None]
+        tensors[spec.name] = QuantTensor(codes, scales)
     return tensors
+
+
+def stored_arrays(specs, p, calibration):
+    return dequantize(specs, quantize(specs, p, calibration))
 
 
 def byte_table(tokenizer_path, vocab_size):
@@ -1070,7 +1172,7 @@ def scored_logits(p, tokens):
 
 
 def fit_sharpness(rows, tokens, length):
-    grid = [0.8 + 0.02 * i for i in range(21)]
+    grid = [0.5 + 0.02 * i for i in range(36)]
     sums, count = (np.zeros(len(grid)), 0)
     for start in range(0, len(tokens) - length, length):
         late = rows(tokens[None, start:start + length])[0, length // 2:]
@@ -1083,7 +1185,7 @@ def fit_sharpness(rows, tokens, length):
     left, middle, right = sums[best - 1:best + 2]
     shift = 0.5 * (left - right) / max(left - 2.0 * middle + right, 1e-12)
     sharpness = grid[best] + 0.02 * min(max(shift, -1.0), 1.0)
-    return (sharpness, sums[10] / count, sums[best] / count)
+    return (sharpness, sums[25] / count, sums[best] / count)
 
 
 TTT_SCOPES = {'feedback': ('feedback', 'skip', 'decoder_scale'), 'skc_safe': ('feedback', 'skip', 'decoder_scale', 'decay', 'mix', 'conv', 'skc_scale'), 'capsule_bank': ('capsule_bank',), 'scales': ('scale', 'skip', 'decoder_scale', 'mix', 'skc_scale'), 'lora': ('matrix',)}
@@ -1261,30 +1363,20 @@ def summarise(losses, counts, tokens, table):
 
 class Log:
 
-    def __init__(self, rank=0, folder=None, keep=False):
-        self.rank, self.folder = (rank, folder)
-        if folder and rank == 0 and (not keep):
-            for name in ('train.log', 'metrics.jsonl'):
-                open(os.path.join(folder, name), 'w').close()
-
-    def append(self, name, text):
-        if self.folder:
-            with open(os.path.join(self.folder, name), 'a') as file:
-                file.write(text + '\n')
+    def __init__(self, rank=0):
+        self.rank = rank
 
     def line(self, text):
         if self.rank == 0:
             print(text, flush=True)
-            self.append('train.log', text)
 
     def metrics(self, **record):
-        if self.rank == 0:
-            self.append('metrics.jsonl', json.dumps(record))
+        pass
 
 
 def training_progress(step, seconds):
     share = step / 20000
-    share = max(share, seconds / 284.0)
+    share = max(share, seconds / 293.0)
     return min(share, 1.0)
 
 
@@ -1328,7 +1420,7 @@ def train(backend, loader, log, save, step, seconds, clock):
             seconds = backend.slowest(clock() - begin)
             progress = training_progress(step, seconds)
             pace = (seconds - first) / (step - first_step) if step > first_step else 0.0
-            late = seconds + pace > 284.0
+            late = seconds + pace > 293.0
             if progress >= 1.0 or late:
                 break
             inputs, targets = loader.next_batch()
@@ -1410,7 +1502,8 @@ def training_loss(specs, p, tokens, targets, rounded):
     q = fake_quantize(specs, p, {}) if rounded else dict(p)
     logits, auxiliary = arch_forward(q, tokens)
     loss = ops_mean(ops_cross_entropy(logits, targets))
-    return (loss + sum(auxiliary.values()), loss)
+    objective = loss + sum(auxiliary.values())
+    return (objective, loss)
 
 
 def orthogonalise(x):
@@ -1529,14 +1622,6 @@ def evaluator(arrays, process):
     return Evaluator(losses, rows, gradients, weights, lambda array: total_over_ranks(array, process), process.rank, process.world)
 
 
-@torch.no_grad()
-def observe(arrays, inputs, process):
-    weights = {name: to_device(array, process) for name, array in arrays.items()}
-    weights['taps'] = {}
-    arch_forward(weights, to_device(inputs, process))
-    return {name: ops_to_numpy(x) for name, x in weights['taps'].items()}
-
-
 def compiled(function):
     try:
         torch.compile(torch.square)(torch.ones(2))
@@ -1618,13 +1703,17 @@ def train_weights(process, data_path, seed, log):
 def find_calibration(process, arrays, data_path, log):
     specs, tokens = (artifact_specs(), calibration_tokens(data_path))
     arrays['sharpness'] = np.ones(1, np.float32)
-    calibration = calibrate(specs, arrays, lambda weights: evaluator(weights, process).losses, lambda weights, inputs: observe(weights, inputs, process), tokens, log)
+    calibration = {}
     stored = stored_arrays(specs, {name: ops_from_numpy(array) for name, array in arrays.items()}, calibration)
-    rows = evaluator(stored, process).rows
-    sharpness, before, after = fit_sharpness(rows, tokens, 256)
-    arrays['sharpness'] = np.full(1, sharpness, np.float32)
-    log.line(f'temperature:{1 / sharpness:.4f} held-out training loss {before:.5f} -> {after:.5f}')
+    arrays['sharpness'] = fitted_sharpness(process, stored, tokens, log)
     return calibration
+
+
+def fitted_sharpness(process, stored, tokens, log):
+    rows = evaluator(stored | {'sharpness': np.ones(1, np.float32)}, process).rows
+    sharpness, before, after = fit_sharpness(rows, tokens, 256)
+    log.line(f'temperature:{1 / sharpness:.4f} held-out training loss {before:.5f} -> {after:.5f}')
+    return np.full(1, sharpness, np.float32)
 
 
 def make_artifact(arrays, calibration):
@@ -1632,8 +1721,12 @@ def make_artifact(arrays, calibration):
     return pack(specs, quantize(specs, {name: ops_from_numpy(array) for name, array in arrays.items()}, calibration))
 
 
+def compressed(process, arrays, calibration, data_path, log):
+    return (None, make_artifact(arrays, calibration))
+
+
 def load_artifact(data):
-    specs = artifact_specs()
+    specs = stored_specs(artifact_specs(), data)
     return dequantize(specs, unpack(specs, data))
 
 
@@ -1652,8 +1745,9 @@ def main():
         seed = int(os.environ.get('SEED', 1337))
         arrays, _ = train_weights(process, data_path, seed, log)
         calibration = find_calibration(process, arrays, data_path, log)
+        _, data = compressed(process, arrays, calibration, data_path, log)
         if process.rank == 0:
-            atomic_write(artifact, make_artifact(arrays, calibration))
+            atomic_write(artifact, data)
         total_over_ranks(0.0, process)
     with open(artifact, 'rb') as file:
         data = file.read()
@@ -1672,3 +1766,42 @@ def main():
 
 if __name__ == "__main__":
     main()
+
+
+# The counted file's errors carry these numbers in place of their texts.
+#   1 ValueError in group_layout: f'{spec.name}: group size {spec.group_size} is neither inside a row of {columns} nor a multiple of it; change the quant setting that names it'
+#   2 ValueError in quantize: f'{spec.name}: a weight is not a number from -65504 to 65504'
+#   3 PackError in check_tensor: f'{name}: codes are {codes.dtype} of shape {codes.shape}, not {np.dtype(kind)} of shape {shape}'
+#   4 PackError in check_tensor: f'{name}: a code lies outside the grid from {-top} to {top}'
+#   5 PackError in check_tensor: f'{name}: a padding position is not zero'
+#   6 PackError in check_tensor: f'{name}: scales are not float16 of shape {(shape[0], 1)}, one for each group'
+#   7 PackError in check_tensor: f'{name}: a scale is not a finite number of at least 6.1e-05'
+#   8 PackError in check_tensor: f'{name}: a value is not finite; 16-bit values end at 65504'
+#   9 PackError in stream_symbols: f'{spec.name}: a scale is not one of quant.scale_steps'
+#  10 PackError in check_header: f"not an artifact: it starts with {data[:4]!r}, not b'TRIT'"
+#  11 PackError in check_header: f'format version {list(data[4:5])} is not the known version 2'
+#  12 PackError in check_header: f'the artifact is cut off: {len(data)} bytes where the header alone has 21'
+#  13 PackError in check_header: 'the artifact is damaged: its checksum does not match its bytes'
+#  14 PackError in read_streams: f'the artifact is cut off: {len(data)} bytes where {len(streams)} streams have modes'
+#  15 PackError in read_streams: f'mode {mode} is unknown for a stream of {stream.count} symbols below {stream.base}'
+#  16 PackError in unpack: 'the artifact ends before its symbols do, or goes on behind them'
+#  17 ValueError in token_bytes: f'token ids {ids.min()} to {ids.max()} do not fit the byte table of {len(base)} rows'
+#  18 ValueError in shard_length: f'{path}: {len(header)} bytes is no shard; the header alone has 1024'
+#  19 ValueError in shard_length: f'{path}: magic {magic} version {version} is no shard; expected 20240520 version 1'
+#  20 ValueError in shard_length: f'{path}: {size} bytes, but a header of {count} tokens asks for {HEADER_BYTES + 2 * count} and at least one token'
+#  21 ValueError in read_shard: f'{path}: token {start + at} is {part[at]}, outside model.vocab_size={vocab_size}'
+#  22 ValueError in shard_files: f'{data_path}: no *_{split}_*.bin shards; make them with python -m trit.data.prepare --out {data_path}'
+#  23 ValueError in TokenLoader: f'{rows} windows a step do not divide among {world} ranks, or rank {rank} is not one of them'
+#  24 ValueError in TokenLoader: f'no training shard holds a window of train_seq_len+1={seq_len + 1} tokens; the longest has {longest}'
+#  25 ValueError in open_train_split: f'{data_path}: {total} training tokens are too few for compress.calibration_tokens=16384 and a window of train.train_seq_len=256; lower one of them'
+#  26 ValueError in read_manifest: f'{path}: not a JSON manifest ({error}); make the folder again with python -m trit.data.prepare'
+#  27 ValueError in resolve_tokenizer: f'{data_path}: no manifest.json names its tokenizer; set tokenizer_path or use python -m trit.data.prepare'
+#  28 ValueError in resolve_tokenizer: f'{tokenizer_path}: no such tokenizer; tokenizer_path is a SentencePiece .model file or byte260'
+#  29 ValueError in resolve_tokenizer: f"tokenizer {tokenizer_path} does not belong to the shards in {data_path}, which were made with {made_by['name']} (sha256 {made_by['sha256'][:12]}...); leave tokenizer_path empty to use theirs"
+#  30 ValueError in NgramMemory: f'eval.ngram_nodes={capacity} is too small; at least 4 * vocab_size = {4 * vocab_size} nodes are needed'
+#  31 ValueError in scope_specs: f"eval.ttt_scope={scope} adapts no tensor of this architecture; possible: none, {', '.join(useful)}"
+#  32 RuntimeError in frozen: f"the evaluation changed {', '.join(moved)}; only copies of the tensors in eval.ttt_scope may move"
+#  33 ValueError in score_tokens: f'a text of {len(tokens)} tokens has nothing to score; at least 2 are needed'
+#  34 RuntimeError in summarise: f'position {at} was scored {counts[at]} times; every position must be scored exactly once'
+#  35 RuntimeError in summarise: f'the loss at position {int(np.flatnonzero(~np.isfinite(losses))[0])} is not finite'
+#  36 FloatingPointError in train: f'gradients are not finite since step {step - 2}; lower train.matrix_lr or train.scalar_lr'
