@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from model_fixtures import BACKENDS, FLAG_SETS, logits_of, random_tokens, start, tiny_config
 
-from trit.compress.quantize import group_layout
+from trit.compress.quantize import group_layout, stores_floats
 from trit.models import arch_names, load_arch
 from trit.params import ParamSpec, init_params, matrix_spec, parameter_count, scalar_spec
 from trit.train.optimizer import group_rate, optimizer_state
@@ -120,3 +120,10 @@ def test_matrix_spec_follows_the_setting(scheme, bits):
     spec = matrix_spec(cfg, "m", 8, 12, 0.1)
     assert (spec.scheme, spec.group, spec.shape, spec.value) == (scheme, "matrix", (8, 12), 0.1)
     assert spec.bits == bits and (scheme == "fp16" or spec.group_size == 12)
+
+
+@pytest.mark.parametrize("name", arch_names())
+def test_no_floats_where_the_settings_promise_none(name):
+    """`stores_floats` folds the reading of 16-bit floats away, so every tensor must follow the settings it asks."""
+    cfg = tiny_config(name, engram_buckets=64, scalar_bits=6, scale_steps=8)
+    assert not stores_floats(cfg) and all(spec.scheme != "fp16" for spec in load_arch(name).param_specs(cfg))
