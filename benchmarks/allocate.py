@@ -37,7 +37,7 @@ def uniform_choice(cfg, curve, kept, bits):
         return Choice(spec, kept, 0.0, 0.0, 0.0, 0.0, "kept")
     top = 1 if bits == 1 else 2 ** (bits - 1) - 1
     groups, found = spec_groups(torch_ops, spec, curve.array), []
-    power = np.sqrt((groups.astype(np.float64) ** 2).sum(1, keepdims=True) / group_counts(spec))
+    power = np.sqrt((groups.astype(np.float64) ** 2).sum(1, keepdims=True) / np.resize(group_counts(spec), (len(groups), 1)))
     for clip in CLIPS if bits > 1 else (0.8, 1.0, 1.25, 1.5, 2.0):
         stored = on_grid(spec, bits, spec.group_size, clip)
         scales = torch_ops.to_numpy(stored_scale(torch_ops, cfg, torch_ops.from_numpy((power * clip / top).astype(np.float32))))

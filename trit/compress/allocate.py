@@ -19,7 +19,7 @@ import numpy as np
 from trit.compress.entropy import DIFFERENCES, SHARED, best_mode, lane_count, mode_known, stream_bits
 from trit.compress.gptq import rounded, spec_groups
 from trit.compress.pack import pack, stream_symbols, stream_table
-from trit.compress.quantize import QuantTensor, dequantize, group_counts, stored_scale, to_groups
+from trit.compress.quantize import QuantTensor, dequantize, group_counts, group_layout, stored_scale, to_groups
 from trit.params import on_grid
 
 COARSEST = 4.0  # largest step, in RMS of the tensor
@@ -96,7 +96,7 @@ def entropy_bits(codes):
 def group_steps(ops, curve, pattern):
     """Steps (groups, 1), in powers of the fourth root of two so that they cost few bits: alike, like the group's RMS, or such that
     every group adds the same harm (like one over the root of its curvature)."""
-    counts = group_counts(curve.spec)
+    counts = np.resize(group_counts(curve.spec), (group_layout(curve.spec)[0], 1)).astype(np.float32)
     power = (spec_groups(ops, curve.spec, curve.array).astype(np.float64) ** 2).sum(1, keepdims=True)
     steps = np.full(counts.shape, np.sqrt(power.sum() / counts.sum()) + 1e-12)
     if pattern == "size":
