@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from trit.config_load import load
+from trit.eval.temperature import model_logits
 from trit.models import load_arch
 from trit.ops import mlx_ops, torch_ops
 from trit.params import init_params
@@ -110,7 +111,7 @@ def logits_of(cfg, arrays, tokens, backend="torch", arch=None):
     """float32 logits (B, T, V) of weights as they are."""
     ops = BACKENDS[backend].ops
     p = {name: ops.from_numpy(array) for name, array in arrays.items()}
-    return ops.to_numpy((arch or load_arch(cfg.model.name)).forward(ops, p, cfg, ops.from_numpy(tokens))[0])
+    return ops.to_numpy(model_logits(ops, arch or load_arch(cfg.model.name), cfg, p, ops.from_numpy(tokens)))
 
 
 def largest_difference(left, right):

@@ -144,6 +144,7 @@ CASES = [
     Case("log_softmax", lambda ops, z: ops.log_softmax(z), lambda z: np.log(softmax(z)), (normal(2, 3, 6) + 30,)),
     Case("cross_entropy", lambda ops, z, t: ops.cross_entropy(z, t), cross_entropy, (normal(2, 3, 6) * 4, TOKENS)),
     Case("cross_entropy", lambda ops, z, t: ops.cross_entropy(z, t), cross_entropy, (normal(2, 3, 6) + 30, TOKENS.astype(np.int64))),
+    Case("recomputed", lambda ops, x, y: ops.recomputed(lambda a, b: ops.exp(a) * b, x, y), lambda x, y: np.exp(x) * y, (X, X + 1)),
     Case("stop_gradient", lambda ops, x: ops.stop_gradient(x) * x, lambda x: x * x, (X,)),
     Case("straight_through", lambda ops, x: ops.straight_through(x, ops.round(x)) * 2.0, lambda x: np.round(x) * 2, (X,)),
 ]

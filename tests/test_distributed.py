@@ -33,12 +33,14 @@ def train_here(side, cfg, process, data_path):
     arch, calls, seen, results = load_arch("unet"), [], [], []
 
     def forward(ops, p, cfg, tokens):
-        logits, auxiliary = arch.forward(ops, p, cfg, tokens)
+        stream, auxiliary = arch.forward(ops, p, cfg, tokens)
         spoilt = len(calls) == POISONED_STEP and process.rank == process.world - 1
-        return logits * float("nan") if spoilt else logits, auxiliary
+        return stream * float("nan") if spoilt else stream, auxiliary
 
     specs = arch.param_specs(cfg)
-    backend = side.module.make_backend(side.ops, SimpleNamespace(forward=forward), cfg, specs, init_params(specs, 1), process)
+    backend = side.module.make_backend(
+        side.ops, SimpleNamespace(forward=forward, readout=arch.readout), cfg, specs, init_params(specs, 1), process
+    )
 
     def step(inputs, targets, *rest):
         calls.append(1)

@@ -8,6 +8,7 @@ from model_fixtures import BACKENDS, largest_difference, logits_of, random_array
 from trit.data.loader import TokenLoader
 from trit.data.token_ids import BOS_ID
 from trit.eval.score import score_tokens
+from trit.eval.temperature import model_logits
 from trit.layers.document import document_starts, visible_tokens
 from trit.layers.engram import engram_rows
 from trit.models import arch_names, load_arch
@@ -168,7 +169,7 @@ def test_gradients_do_not_cross_documents(name):
 
     def gradients(rows, first):
         p = {key: torch.from_numpy(array).requires_grad_() for key, array in arrays.items()}
-        logits = load_arch(name).forward(torch_ops, p, cfg, torch.from_numpy(rows))[0]
+        logits = model_logits(torch_ops, load_arch(name), cfg, p, torch.from_numpy(rows))
         losses = torch_ops.cross_entropy(logits[:, first : first + end - begin - 1], torch.from_numpy(tokens[:, begin + 1 : end]))
         return dict(zip(p, (x.numpy() for x in torch.autograd.grad(losses.sum(), list(p.values()))), strict=True))
 

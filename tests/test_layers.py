@@ -7,6 +7,7 @@ import pytest
 import torch
 from model_fixtures import random_arrays, random_tokens, tiny_config
 
+from trit.eval.temperature import model_logits
 from trit.layers.attention import attention_layer, attention_specs, rope_frequencies, rotary_tables, rotate
 from trit.layers.embed import token_logits
 from trit.layers.engram import engram_layer, engram_rows, engram_specs
@@ -120,10 +121,9 @@ def test_taps_see_the_input_of_every_stored_matrix(name):
     specs = load_arch(name).param_specs(cfg)
     p = tensors(specs)
     p["taps"] = {}
-    plain = load_arch(name).forward(
-        torch_ops, {k: x for k, x in p.items() if k != "taps"}, cfg, torch.from_numpy(random_tokens(cfg, 2, 16))
-    )[0]
-    tapped = load_arch(name).forward(torch_ops, p, cfg, torch.from_numpy(random_tokens(cfg, 2, 16)))[0]
+    tokens, untapped = torch.from_numpy(random_tokens(cfg, 2, 16)), {k: x for k, x in p.items() if k != "taps"}
+    plain = model_logits(torch_ops, load_arch(name), cfg, untapped, tokens)
+    tapped = model_logits(torch_ops, load_arch(name), cfg, p, tokens)
     assert torch.equal(plain, tapped)
     for spec in specs:
         if spec.group == "matrix":
@@ -135,5 +135,5 @@ def test_bfloat16_stays_bfloat16_up_to_the_logits():
     cfg = dataclasses.replace(tiny_config(engram_buckets=64), train=dataclasses.replace(tiny_config().train, compute_dtype="bfloat16"))
     p = {name: x.bfloat16() for name, x in tensors(load_arch("unet").param_specs(cfg)).items()}
     p["taps"] = {}
-    logits = load_arch("unet").forward(torch_ops, p, cfg, torch.from_numpy(random_tokens(cfg, 2, 16)))[0]
+    logits = model_logits(torch_ops, load_arch("unet"), cfg, p, torch.from_numpy(random_tokens(cfg, 2, 16)))
     assert logits.dtype == torch.float32 and torch.isfinite(logits).all()

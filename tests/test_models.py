@@ -61,10 +61,11 @@ def test_causality_check_catches_a_planted_leak():
     cfg, arrays = build("unet", "plain")
 
     def forward(ops, p, cfg, tokens):
-        logits, auxiliary = load_arch("unet").forward(ops, p, cfg, tokens)
-        return logits + 1e-4 * ops.reshape(ops.mean(logits, 1), (tokens.shape[0], 1, -1)), auxiliary
+        stream, auxiliary = load_arch("unet").forward(ops, p, cfg, tokens)
+        return stream + 1e-4 * ops.reshape(ops.mean(stream, 1), (tokens.shape[0], 1, -1)), auxiliary
 
-    assert future_reach(cfg, arrays, 17, SimpleNamespace(forward=forward)) > 1e-6
+    leaking = SimpleNamespace(forward=forward, readout=load_arch("unet").readout)
+    assert future_reach(cfg, arrays, 17, leaking) > 1e-6
 
 
 @pytest.mark.parametrize("name,flags", MODELS)

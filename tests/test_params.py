@@ -7,6 +7,7 @@ import pytest
 from model_fixtures import BACKENDS, FLAG_SETS, logits_of, random_tokens, start, tiny_config
 
 from trit.compress.quantize import group_layout, stores_floats
+from trit.eval.temperature import model_logits
 from trit.models import arch_names, load_arch
 from trit.params import ParamSpec, init_params, matrix_spec, parameter_count, scalar_spec
 from trit.train.optimizer import group_rate, optimizer_state
@@ -106,7 +107,7 @@ def test_forward_reads_every_tensor_of_the_table_and_no_other(name):
 
     ops = BACKENDS["torch"].ops
     p = Recorder({n: ops.from_numpy(x) for n, x in arrays.items()})
-    load_arch(name).forward(ops, p, cfg, ops.from_numpy(random_tokens(cfg, 1, 8)))
+    model_logits(ops, load_arch(name), cfg, p, ops.from_numpy(random_tokens(cfg, 1, 8)))
     assert read == arrays.keys()
     missing = dict(arrays)
     del missing[next(iter(missing))]

@@ -148,10 +148,10 @@ def test_non_finite_gradients_leave_every_state_untouched(backend):
     cfg, poisoned = tiny_config(ema_decay=0.9), []
 
     def forward(ops, p, cfg, tokens):
-        logits, auxiliary = load_arch("unet").forward(ops, p, cfg, tokens)
-        return logits * float("nan") if poisoned else logits, auxiliary
+        stream, auxiliary = load_arch("unet").forward(ops, p, cfg, tokens)
+        return stream * float("nan") if poisoned else stream, auxiliary
 
-    arch = SimpleNamespace(forward=forward, param_specs=load_arch("unet").param_specs)
+    arch = SimpleNamespace(forward=forward, readout=load_arch("unet").readout, param_specs=load_arch("unet").param_specs)
     trained, rows = start(cfg, backend, arch=arch), random_tokens(cfg, 4, 33)
     trained.step(rows[:, :-1], rows[:, 1:], 1.0, True, True)
     before = trained.state()

@@ -71,6 +71,7 @@ class QuantConfig:
 class TrainConfig:
     train_seq_len: int = setting(256, "tokens in a training window")
     train_batch_tokens: int = setting(4096, "tokens in an optimiser step, all ranks together")
+    loss_chunk_tokens: int = setting(0, "positions whose logits exist at once in training; 0 is the whole micro-batch")
     grad_accum_steps: int = setting(1, "micro-batches summed into a step, on each rank")
     iterations: int = setting(20000, "most optimiser steps; the wall clock usually ends the run first")
     max_wallclock_seconds: float = setting(280.0, "training seconds; 0 means that iterations alone end the run")

@@ -10,9 +10,14 @@ def artifact_specs(arch, cfg):
     return arch.param_specs(cfg) + ([scalar_spec(cfg, "sharpness", (1,), 1.0)] if cfg.eval.fit_temperature else [])
 
 
-def scored_logits(ops, arch, cfg, p, tokens):
-    """Logits (B, T, V) float32 that are scored: the model's, times the stored sharpness where there is one."""
-    logits = arch.forward(ops, p, cfg, tokens)[0]
+def model_logits(ops, arch, cfg, p, tokens, first=0):
+    """Logits (B, T - first, V) float32 of a model. The positions before `first` are context only: nothing is read out there."""
+    return arch.readout(ops, p, cfg, arch.forward(ops, p, cfg, tokens)[0][:, first:])
+
+
+def scored_logits(ops, arch, cfg, p, tokens, first=0):
+    """Logits (B, T - first, V) float32 that are scored: the model's, times the stored sharpness where there is one."""
+    logits = model_logits(ops, arch, cfg, p, tokens, first)
     return logits * ops.cast(p["sharpness"], "float32") if cfg.eval.fit_temperature else logits
 
 

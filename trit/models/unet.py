@@ -42,7 +42,7 @@ def param_specs(cfg):
 
 
 def forward(ops, p, cfg, tokens):
-    """Token ids (B, T) -> (logits (B, T, V) float32, auxiliary losses {name: scalar}). Logits at t depend on tokens up to t only."""
+    """Token ids (B, T) -> (stream (B, T, C), auxiliary losses {name: scalar}). The stream at t depends on tokens up to t only."""
     layers = cfg.model.num_layers
     x = start = embed_tokens(ops, p, cfg, tokens)
     rotary = rotary_tables(ops, cfg, tokens.shape[1], tokens)
@@ -66,4 +66,9 @@ def forward(ops, p, cfg, tokens):
         x = x + p[name + ".mlp_scale"] * mlp_layer(ops, p, cfg, name + ".mlp", ops.rms_norm(x))
         if i < layers // 2:
             saved.append(x)
-    return token_logits(ops, p, cfg, x), {}
+    return x, {}
+
+
+def readout(ops, p, cfg, x):
+    """Any positions of the stream (B, T, C) -> logits (B, T, V) float32, each from its own position alone."""
+    return token_logits(ops, p, cfg, x)

@@ -170,8 +170,13 @@ def log_softmax(x):
 
 def cross_entropy(logits, targets):
     """Negative log-likelihood in nats of integer `targets` (...) under float32 `logits` (..., V) -> (...)."""
-    chosen = mx.take_along_axis(logits, targets[..., None], -1).squeeze(-1)
+    chosen = mx.take_along_axis(logits, mx.stop_gradient(targets)[..., None], -1).squeeze(-1)
     return mx.logsumexp(logits, -1) - chosen
+
+
+def recomputed(function, *inputs):
+    """function(*inputs), whose inner values the backward pass computes again instead of keeping. Gradients reach `inputs` only."""
+    return mx.checkpoint(function)(*inputs)
 
 
 def stop_gradient(x):

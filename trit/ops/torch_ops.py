@@ -6,6 +6,7 @@ Only what the operators of the array types themselves (+ - * / @ ^ & >> comparis
 import numpy as np
 import torch
 import torch.nn.functional as functional
+from torch.utils.checkpoint import checkpoint
 
 
 def from_numpy(array, like=None):
@@ -177,6 +178,11 @@ def cross_entropy(logits, targets):
     """Negative log-likelihood in nats of integer `targets` (...) under float32 `logits` (..., V) -> (...)."""
     flat = functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1).long(), reduction="none")
     return flat.reshape(targets.shape)
+
+
+def recomputed(function, *inputs):
+    """function(*inputs), whose inner values the backward pass computes again instead of keeping. Gradients reach `inputs` only."""
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def stop_gradient(x):

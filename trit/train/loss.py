@@ -1,20 +1,49 @@
-"""The objective of training, written once for both backends."""
+"""What training minimises, written once for both backends: the weights as the forward sees them, and the loss of a micro-batch."""
 
 from trit.compress.quantize import fake_quantize
 from trit.train.rate import kept_share
 
 
-def training_loss(ops, arch, cfg, specs, p, tokens, targets, rounded):
-    """(objective, cross-entropy), scalars in nats a token, of parameters `p` on int arrays (B, T).
+def seen_weights(ops, cfg, specs, p, rounded):
+    """Parameters as the forward sees them, in compute_dtype: stored values where `rounded`, else as they are.
 
-    The objective adds the architecture's auxiliary losses and, where quant.rate_penalty asks for it, the price of codes that are not zero. `rounded`: the forward sees stored values, gradients pass straight through.
+    Made once for an optimiser step, however many micro-batches it has: rounding passes gradients straight through, so the gradient
+    of these is the gradient of `p`.
     """
     q = fake_quantize(ops, cfg, specs, p, {}) if rounded else dict(p)
     if cfg.train.compute_dtype != "float32":
         q = {name: ops.cast(weight, cfg.train.compute_dtype) for name, weight in q.items()}
-    logits, auxiliary = arch.forward(ops, q, cfg, tokens)
-    loss = ops.mean(ops.cross_entropy(logits, targets))
-    objective = loss + sum(auxiliary.values())
-    if cfg.quant.rate_penalty:
-        objective = objective + cfg.quant.rate_penalty * kept_share(ops, cfg, specs, p)
-    return objective, loss
+    return q
+
+
+def summed_loss(ops, arch, cfg, q, stream, targets):
+    """Sum over positions of the cross-entropy, in nats, of a stream (B, T, C)."""
+    return ops.sum(ops.cross_entropy(arch.readout(ops, q, cfg, stream), targets))
+
+
+def training_loss(ops, arch, cfg, q, tokens, targets):
+    """(objective, cross-entropy), scalars in nats a token, of seen weights `q` on int arrays (B, T).
+
+    The objective adds the architecture's auxiliary losses. With train.loss_chunk_tokens no more logits than that exist at once, neither
+    here nor in the backward pass, which computes them again.
+    """
+    stream, auxiliary = arch.forward(ops, q, cfg, tokens)
+    count = tokens.shape[0] * tokens.shape[1]
+    if cfg.train.loss_chunk_tokens:
+        stream, targets = ops.reshape(stream, (1, count, -1)), ops.reshape(targets, (1, count))
+        total = 0.0
+        for low in range(0, count, cfg.train.loss_chunk_tokens):
+            places = slice(low, low + cfg.train.loss_chunk_tokens)
+            part = ops.recomputed(
+                lambda q, stream, targets: summed_loss(ops, arch, cfg, q, stream, targets), q, stream[:, places], targets[:, places]
+            )
+            total = total + part
+    else:
+        total = summed_loss(ops, arch, cfg, q, stream, targets)
+    loss = total / count
+    return loss + sum(auxiliary.values()), loss
+
+
+def rate_price(ops, cfg, specs, p):
+    """What quant.rate_penalty adds to the objective of a step: the price of codes that are not zero."""
+    return cfg.quant.rate_penalty * kept_share(ops, cfg, specs, p)

@@ -3,10 +3,10 @@
 import mlx.core as mx
 import numpy as np
 
-from trit.eval.temperature import scored_logits
+from trit.eval.temperature import model_logits, scored_logits
 from trit.eval.ttt import adapted
 from trit.train.backend import Backend, Evaluator, Process
-from trit.train.loss import training_loss
+from trit.train.loss import rate_price, seen_weights, training_loss
 from trit.train.optimizer import optimizer_state, optimizer_step
 
 
@@ -35,15 +35,15 @@ def evaluator(ops, arch, cfg, arrays, process):
     weights = mlx_weights(ops, cfg, arrays)
     gradients = None
 
-    def logits_of(inputs, changes):
+    def logits_of(inputs, changes, first=0):
         used = adapted(ops, cfg, weights, changes) if cfg.eval.ttt_scope != "none" and changes else weights
-        return scored_logits(ops, arch, cfg, used, mx.array(np.array(inputs)))
+        return scored_logits(ops, arch, cfg, used, mx.array(np.array(inputs)), first)
 
     def losses(inputs, targets, changes=None, first=0):
-        return ops.to_numpy(ops.cross_entropy(logits_of(inputs, changes)[:, first:], mx.array(np.array(targets[:, first:]))))
+        return ops.to_numpy(ops.cross_entropy(logits_of(inputs, changes, first), mx.array(np.array(targets[:, first:]))))
 
     def rows(inputs, changes=None, first=0):
-        return ops.to_numpy(ops.log_softmax(logits_of(inputs, changes)[:, first:]))
+        return ops.to_numpy(ops.log_softmax(logits_of(inputs, changes, first)))
 
     if cfg.eval.ttt_scope != "none":
 
@@ -60,7 +60,7 @@ def observe(ops, arch, cfg, arrays, inputs, process):
     """Second moment of the inputs of every matrix on `inputs` (B, T): {name: float32 array (I, I)}; its diagonal holds the mean squares."""
     weights = {name: mx.array(np.array(array)) for name, array in arrays.items()}
     weights["taps"] = {}
-    arch.forward(ops, weights, cfg, mx.array(np.array(inputs)))
+    model_logits(ops, arch, cfg, weights, mx.array(np.array(inputs)))
     return {name: ops.to_numpy(x) for name, x in weights["taps"].items()}
 
 
@@ -85,23 +85,30 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
     p = {name: mx.array(np.array(arrays[name])) for name in names}
     held = {"p": p, "optimizer": optimizer_state(ops, specs, p), "ema": {}, "step": 0}
 
-    def gradient_function(rounded):
-        """(weights, tokens, targets) -> ((objective, loss), gradients): pure, so that compiling it needs no hidden state."""
-        both = mx.value_and_grad(lambda p, tokens, targets: training_loss(ops, arch, cfg, specs, p, tokens, targets, rounded))
-        return mx.compile(both) if cfg.train.compile else both
+    # Pure, so that compiling them needs no hidden state.
+    loss_gradients = mx.value_and_grad(lambda q, tokens, targets: training_loss(ops, arch, cfg, q, tokens, targets))
 
-    gradient_functions = {rounded: gradient_function(rounded) for rounded in (False, True)}
+    def rounded_weights(p):
+        return seen_weights(ops, cfg, specs, p, True)
+
+    if cfg.train.compile:
+        loss_gradients, rounded_weights = mx.compile(loss_gradients), mx.compile(rounded_weights)
 
     def gradients_of(inputs, targets, rounded):
         """Mean loss and gradients over this step's micro-batches and all ranks."""
         mean_loss, gradients = 0.0, None
+        q = rounded_weights(held["p"]) if rounded else seen_weights(ops, cfg, specs, held["p"], False)
         parts = cfg.train.grad_accum_steps
         for tokens, wanted in zip(np.split(inputs, parts), np.split(targets, parts)):
-            (_, loss), part = gradient_functions[rounded](held["p"], mx.array(tokens), mx.array(wanted))
+            (_, loss), part = loss_gradients(q, mx.array(tokens), mx.array(wanted))
             mean_loss = mean_loss + loss / parts
-            gradients = {name: part[name] / parts if gradients is None else gradients[name] + part[name] / parts for name in names}
+            part = {name: ops.cast(part[name], "float32") / parts for name in names}
+            gradients = part if gradients is None else {name: gradients[name] + part[name] for name in names}
             # Evaluated here, a micro-batch's graph and activations are gone before the next one begins.
             mx.eval(mean_loss, gradients)
+        if cfg.quant.rate_penalty:
+            part = mx.grad(lambda p: rate_price(ops, cfg, specs, p))(held["p"])
+            gradients = {name: gradients[name] + part[name] for name in names}
         if process.world > 1:
             flat = mx.concatenate([gradients[name].reshape(-1) for name in names] + [mean_loss.reshape(1)])
             flat = mx.distributed.all_sum(flat) / process.world

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 import torch.distributed as distributed
 
-from trit.eval.temperature import scored_logits
+from trit.eval.temperature import model_logits, scored_logits
 from trit.eval.ttt import adapted
 from trit.train.backend import Backend, Evaluator, Process
-from trit.train.loss import training_loss
+from trit.train.loss import rate_price, seen_weights, training_loss
 from trit.train.optimizer import optimizer_state, optimizer_step
 
 
@@ -47,17 +47,17 @@ def evaluator(ops, arch, cfg, arrays, process):
         weights = {name: ops.cast(weight, cfg.train.compute_dtype) for name, weight in weights.items()}
     gradients = None
 
-    def logits_of(inputs, changes):
+    def logits_of(inputs, changes, first=0):
         used = adapted(ops, cfg, weights, changes) if cfg.eval.ttt_scope != "none" and changes else weights
-        return scored_logits(ops, arch, cfg, used, to_device(inputs, process))
+        return scored_logits(ops, arch, cfg, used, to_device(inputs, process), first)
 
     @torch.no_grad()
     def losses(inputs, targets, changes=None, first=0):
-        return ops.to_numpy(ops.cross_entropy(logits_of(inputs, changes)[:, first:], to_device(targets[:, first:], process)))
+        return ops.to_numpy(ops.cross_entropy(logits_of(inputs, changes, first), to_device(targets[:, first:], process)))
 
     @torch.no_grad()
     def rows(inputs, changes=None, first=0):
-        return ops.to_numpy(ops.log_softmax(logits_of(inputs, changes)[:, first:]))
+        return ops.to_numpy(ops.log_softmax(logits_of(inputs, changes, first)))
 
     if cfg.eval.ttt_scope != "none":
 
@@ -75,7 +75,7 @@ def observe(ops, arch, cfg, arrays, inputs, process):
     """Second moment of the inputs of every matrix on `inputs` (B, T): {name: float32 array (I, I)}; its diagonal holds the mean squares."""
     weights = {name: to_device(array, process) for name, array in arrays.items()}
     weights["taps"] = {}
-    arch.forward(ops, weights, cfg, to_device(inputs, process))
+    model_logits(ops, arch, cfg, weights, to_device(inputs, process))
     return {name: ops.to_numpy(x) for name, x in weights["taps"].items()}
 
 
@@ -108,23 +108,32 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
     p = {name: to_device(arrays[name], process) for name in names}
     held = {"p": p, "optimizer": optimizer_state(ops, specs, p), "ema": {}, "step": 0}
 
-    def loss_function(weights, tokens, targets, rounded):
-        return training_loss(ops, arch, cfg, specs, weights, tokens, targets, rounded)
+    def loss_function(weights, tokens, targets):
+        return training_loss(ops, arch, cfg, weights, tokens, targets)
+
+    @torch.no_grad()
+    def seen(weights, rounded):
+        return seen_weights(ops, cfg, specs, weights, rounded)
 
     if cfg.train.compile:
-        loss_function = compiled(loss_function)
+        loss_function, seen = compiled(loss_function), compiled(seen)
 
     def gradients_of(inputs, targets, rounded):
         """Mean loss and gradients over this step's micro-batches and all ranks."""
-        leaves = {name: held["p"][name].detach().requires_grad_() for name in names}
+        leaves = {name: weight.detach().requires_grad_() for name, weight in seen(held["p"], rounded).items()}
         mean_loss, gradients = 0.0, None
         parts = cfg.train.grad_accum_steps
         for tokens, wanted in zip(np.split(inputs, parts), np.split(targets, parts)):
             tokens, wanted = (to_device(x, process) for x in (tokens, wanted))
-            objective, loss = loss_function(leaves, tokens, wanted, rounded)
+            objective, loss = loss_function(leaves, tokens, wanted)
             part = torch.autograd.grad(objective / parts, list(leaves.values()))
             mean_loss = mean_loss + loss.detach() / parts
+            part = [ops.cast(gradient, "float32") for gradient in part]
             gradients = part if gradients is None else [a + b for a, b in zip(gradients, part)]
+        if cfg.quant.rate_penalty:
+            leaves = {name: weight.detach().requires_grad_() for name, weight in held["p"].items()}
+            part = torch.autograd.grad(rate_price(ops, cfg, specs, leaves), list(leaves.values()), allow_unused=True)
+            gradients = [a if b is None else a + b for a, b in zip(gradients, part)]
         if process.world > 1:
             flat = torch.cat([g.reshape(-1) for g in gradients] + [mean_loss.reshape(1)]) / process.world
             distributed.all_reduce(flat)
