@@ -28,7 +28,7 @@ def stepper(preset, settings):
 
     def step():
         begin = time.perf_counter()
-        backend.step(tokens[0], tokens[1], 1.0, True, False)
+        backend.step(tokens[0], tokens[1], 1.0, True, False)()
         return time.perf_counter() - begin
 
     return step

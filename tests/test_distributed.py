@@ -45,8 +45,9 @@ def train_here(side, cfg, process, data_path):
     def step(inputs, targets, *rest):
         calls.append(1)
         seen.append(inputs)
-        results.append(backend.step(inputs, targets, *rest))
-        return results[-1]
+        wait = backend.step(inputs, targets, *rest)
+        results.append(wait())
+        return wait
 
     run_training(cfg, specs, backend._replace(step=step), data_path, 1, Log(1), None, lambda *state: None)
     return backend.state(), results, np.array(seen), backend.slowest(float(process.rank + 1))

@@ -8,7 +8,7 @@ from model_fixtures import BACKENDS, random_tokens, start, tiny_config
 from trit.models import load_arch
 from trit.ops import mlx_ops, torch_ops
 from trit.params import ParamSpec, scalar_spec
-from trit.train.optimizer import group_rate, optimizer_state, optimizer_step, orthogonalise
+from trit.train.optimizer import group_rate, optimizer_state, optimizer_step, orthogonalise, spread, stacked
 
 GENERATOR = np.random.default_rng(11)
 FIRST_STATE = GENERATOR.bit_generator.state
@@ -26,11 +26,19 @@ def normal(*shape):
 
 def run_steps(ops, cfg, spec, start_value, gradients, factor=1.0):
     """(parameter, state) after the given gradients, numpy."""
-    p = {spec.name: ops.from_numpy(start_value)}
-    state = optimizer_state(ops, [spec], p)
-    for step, gradient in enumerate(gradients, 1):
-        p, state = optimizer_step(ops, cfg, [spec], p, {spec.name: ops.from_numpy(gradient)}, state, factor, step)
-    return ops.to_numpy(p[spec.name]), [ops.to_numpy(x) for x in state[spec.name]]
+    return run_table(ops, cfg, [spec], {spec.name: start_value}, [{spec.name: gradient} for gradient in gradients], factor)[spec.name]
+
+
+def run_table(ops, cfg, specs, values, gradients, factor=1.0):
+    """{name: (parameter, state)} after the given {name: gradient} dicts, numpy."""
+    held = stacked(ops, specs, {name: ops.from_numpy(value) for name, value in values.items()})
+    state = optimizer_state(ops, specs, held)
+    for arrays in gradients:
+        moving = stacked(ops, specs, {name: ops.from_numpy(array) for name, array in arrays.items()})
+        held, state = optimizer_step(ops, cfg, specs, held, moving, state, factor, ops.from_numpy(np.float32(1e-3)))
+    moments = [spread(specs, {key: x[i] for key, x in state.items() if len(x) > i}) for i in range(max(map(len, state.values())))]
+    p = spread(specs, held)
+    return {name: (ops.to_numpy(x), [ops.to_numpy(m[name]) for m in moments if name in m]) for name, x in p.items()}
 
 
 def oracle(make, start_value, gradients):
@@ -154,7 +162,7 @@ def test_clipping_bounds_the_gradient_and_reports_its_norm(backend):
     norms, moments = [], []
     for clip in (0, 0.01, 1e6):
         trained = start(tiny_config(grad_clip_norm=clip), backend)
-        norms.append(trained.step(rows[:, :-1], rows[:, 1:], 1.0, True, False)[1])
+        norms.append(trained.step(rows[:, :-1], rows[:, 1:], 1.0, True, False)()[1])
         # After one step Adam's first moment is (1 - beta1) times the gradient and Muon's is the gradient.
         state = trained.state()
         moments.append({k: x for k, x in state.items() if k.startswith("optimizer/") and k.endswith("/0")})
@@ -189,9 +197,8 @@ def test_matrices_of_one_shape_do_not_mix(ops):
     specs = [ParamSpec(name, shape) for name, shape in (("a", (8, 20)), ("b", (8, 20)), ("c", (20, 8)), ("d", (8, 20)))]
     values = {spec.name: normal(*spec.shape) for spec in specs}
     gradients = {spec.name: normal(*spec.shape) * 10.0**index for index, spec in enumerate(specs)}
-    p, moving = ({name: ops.from_numpy(x) for name, x in arrays.items()} for arrays in (values, gradients))
-    together, state = optimizer_step(ops, cfg, specs, p, moving, optimizer_state(ops, specs, p), 1.0, 1)
+    together = run_table(ops, cfg, specs, values, [gradients])
     for spec in specs:
         alone, moments = run_steps(ops, cfg, spec, values[spec.name], [gradients[spec.name]])
-        assert np.allclose(ops.to_numpy(together[spec.name]), alone, atol=1e-6)
-        assert np.array_equal(ops.to_numpy(state[spec.name][0]), moments[0])
+        assert np.allclose(together[spec.name][0], alone, atol=1e-6)
+        assert np.array_equal(together[spec.name][1][0], moments[0])

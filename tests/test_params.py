@@ -10,7 +10,7 @@ from trit.compress.quantize import group_layout, stores_floats
 from trit.eval.temperature import model_logits
 from trit.models import arch_names, load_arch
 from trit.params import ParamSpec, init_params, matrix_spec, parameter_count, scalar_spec
-from trit.train.optimizer import group_rate, optimizer_state
+from trit.train.optimizer import group_rate, optimizer_state, stacked, stacks
 
 MODELS = [(name, flags) for name in arch_names() for flags in FLAG_SETS]
 
@@ -44,11 +44,12 @@ def test_every_tensor_has_one_optimiser_group_and_one_scheme(name, flags):
         if spec.scheme != "fp16":
             groups, size, _ = group_layout(spec)
             assert groups * size >= math.prod(spec.shape)
-    state = optimizer_state(
-        BACKENDS["torch"].ops, specs, {n: BACKENDS["torch"].ops.from_numpy(x) for n, x in init_params(specs, 1).items()}
-    )
-    assert state.keys() == {spec.name for spec in specs}
-    assert all(len(state[spec.name]) == (1 if spec.group == "matrix" else 2) for spec in specs)
+    ops = BACKENDS["torch"].ops
+    held = stacked(ops, specs, {n: ops.from_numpy(x) for n, x in init_params(specs, 1).items()})
+    state, members = optimizer_state(ops, specs, held), stacks(specs)
+    assert sorted(spec.name for group in members.values() for spec in group) == sorted(spec.name for spec in specs)
+    assert state.keys() == {*members, "step"}
+    assert all(len(state[key]) == (1 if group[0].group == "matrix" else 2) for key, group in members.items())
 
 
 @pytest.mark.parametrize("name,flags", MODELS)

@@ -127,8 +127,8 @@ def test_training_is_the_same_on_both_backends_and_moves_between_them(extra):
     left, right = start(cfg, "torch"), start(cfg, "mlx")
     batches = [random_tokens(cfg, 4, 33, seed) for seed in range(4)]
     for rows in batches[:3]:
-        one = left.step(rows[:, :-1], rows[:, 1:], 1.0, True, True)
-        two = right.step(rows[:, :-1], rows[:, 1:], 1.0, True, True)
+        one = left.step(rows[:, :-1], rows[:, 1:], 1.0, True, True)()
+        two = right.step(rows[:, :-1], rows[:, 1:], 1.0, True, True)()
         assert np.allclose(one, two, atol=1e-4)
     assert largest_difference(left.state(), right.state()) <= 1e-3
     # A run begun on either side goes on on the other: same keys, same shapes, bit for bit through restore.
@@ -157,8 +157,8 @@ def test_a_step_in_parts_gives_the_gradient_of_the_whole_batch(split):
     rows = random_tokens(tiny_config(), 4, 33)
     for side in BACKENDS:
         whole, parts = start(tiny_config(), side), start(tiny_config(**split), side)
-        one = whole.step(rows[:, :-1], rows[:, 1:], 1.0, True, False)
-        two = parts.step(rows[:, :-1], rows[:, 1:], 1.0, True, False)
+        one = whole.step(rows[:, :-1], rows[:, 1:], 1.0, True, False)()
+        two = parts.step(rows[:, :-1], rows[:, 1:], 1.0, True, False)()
         assert np.allclose(one, two, atol=1e-5)
         moments = [{n: x for n, x in backend.state().items() if n.startswith("optimizer/")} for backend in (whole, parts)]
         assert largest_difference(*moments) <= 1e-5
@@ -230,7 +230,7 @@ def test_bfloat16_training_is_alike_on_both_backends():
     cfg = tiny_config(compute_dtype="bfloat16", engram_buckets=64, xsa_layers=1)
     rows = random_tokens(cfg, 4, 33)
     results = [
-        [backend.step(rows[:, :-1], rows[:, 1:], 1.0, True, False) for _ in range(3)]
+        [backend.step(rows[:, :-1], rows[:, 1:], 1.0, True, False)() for _ in range(3)]
         for backend in (start(cfg, "torch"), start(cfg, "mlx"))
     ]
     assert np.allclose(*results, atol=0.03) and results[0][2][0] < results[0][0][0]

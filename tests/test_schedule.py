@@ -25,13 +25,14 @@ class FakeClock:
 
 
 class FakeRun:
-    """Backend, loader and log in one: every step takes `pace` seconds, gradients are `norms` in turn, calls are recorded."""
+    """Backend, loader and log in one: every step takes `pace` seconds of a device, gradients are `norms` in turn, calls are recorded.
+    From step `stop_at` on a rank wants to stop."""
 
     rank, world = 0, 1
 
-    def __init__(self, pace=1.0, norms=(), interrupt_at=None):
+    def __init__(self, pace=1.0, norms=(), interrupt_at=None, ahead=0, stop_at=None):
         self.clock, self.pace, self.norms, self.interrupt_at = FakeClock(), pace, list(norms), interrupt_at
-        self.steps, self.saves, self.lines = [], [], []
+        self.steps, self.saves, self.lines, self.ahead, self.stop_at, self.free_at = [], [], [], ahead, stop_at, 0.0
 
     def next_batch(self):
         return None, None
@@ -40,11 +41,17 @@ class FakeRun:
         if self.interrupt_at is not None and len(self.steps) == self.interrupt_at:
             raise KeyboardInterrupt
         self.steps.append(SimpleNamespace(factor=factor, rounded=rounded, averaging=averaging))
-        self.clock.now += self.pace
-        return 2.0, self.norms.pop(0) if self.norms else 1.0
+        self.free_at = done_at = max(self.free_at, self.clock.now) + self.pace
+        norm = self.norms.pop(0) if self.norms else 1.0
+
+        def wait():
+            self.clock.now = max(self.clock.now, done_at)
+            return 2.0, norm
+
+        return wait
 
     def slowest(self, seconds):
-        return seconds
+        return float("inf") if self.stop_at is not None and len(self.steps) >= self.stop_at else seconds
 
     def line(self, text):
         self.lines.append(text)
@@ -89,11 +96,19 @@ def test_iterations_end_a_run_without_a_cap():
 
 @pytest.mark.parametrize("log_every", [1, 7, 10, 1000])
 @pytest.mark.parametrize("cap", [10.5, 10.0, 29.9])
-def test_no_step_ends_after_the_cap(cap, log_every):
-    """Also right after a log line, where the pace is measured anew."""
-    fake = FakeRun()
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_no_step_ends_after_the_cap(cap, log_every, ahead):
+    """Also right after a log line, and where a device still computes a step when the next one is decided on."""
+    fake = FakeRun(ahead=ahead)
     result = fake.run(tiny_config(iterations=1000, max_wallclock_seconds=cap, log_every=log_every))
-    assert cap - 1.0 - 1e-6 <= result.seconds <= cap
+    assert cap - 1.0 - 2.0 * ahead - 1e-6 <= result.seconds <= cap and result.steps == len(fake.steps)
+
+
+def test_all_ranks_save_between_the_same_steps_when_one_is_asked_to_stop():
+    fake = FakeRun(stop_at=4, ahead=1)
+    with pytest.raises(KeyboardInterrupt):
+        fake.run(tiny_config(iterations=10))
+    assert [save[0] for save in fake.saves] == [4]
 
 
 def test_a_resumed_run_knows_what_was_spent():
@@ -156,11 +171,11 @@ def test_non_finite_gradients_leave_every_state_untouched(backend):
     trained.step(rows[:, :-1], rows[:, 1:], 1.0, True, True)
     before = trained.state()
     poisoned.append(True)
-    assert not np.isfinite(trained.step(rows[:, :-1], rows[:, 1:], 1.0, True, True)[1])
+    assert not np.isfinite(trained.step(rows[:, :-1], rows[:, 1:], 1.0, True, True)()[1])
     after = trained.state()
     assert before.keys() == after.keys() and all(np.array_equal(before[key], after[key]) for key in before)
     poisoned.clear()
-    assert np.isfinite(trained.step(rows[:, :-1], rows[:, 1:], 1.0, True, True)[1])
+    assert np.isfinite(trained.step(rows[:, :-1], rows[:, 1:], 1.0, True, True)()[1])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

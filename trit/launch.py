@@ -3,11 +3,14 @@
 import argparse
 import dataclasses
 import json
+import math
 import os
 import signal
 import sys
+import traceback
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 from trit.compress.live import with_prediction
 from trit.compress.plan import budget_table, check_plan, plan
@@ -34,6 +37,23 @@ def prepare_run(options, overrides, world):
     return config, run, describe(config, run, origins), folder, resumed
 
 
+def stoppable(backend):
+    """`backend` that answers a Ctrl-C or SIGTERM to any of several ranks by stopping all of them after the same step: the clock they
+    share becomes infinite. A rank alone is interrupted where it is."""
+    if backend.world == 1:
+        return backend
+    asked = []
+
+    def ask(*_):
+        if asked:
+            raise KeyboardInterrupt  # asked twice: now, wherever this rank is
+        asked.append(True)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ask)
+    return backend._replace(slowest=lambda seconds: backend.slowest(math.inf if asked else seconds))
+
+
 def launch(arguments, text, ops, start_process, make_backend):
     """Train with the given array vocabulary and backend. `text` is the help of the command; exits non-zero on a user's mistake."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -42,6 +62,7 @@ def launch(arguments, text, ops, start_process, make_backend):
     folder = Path("runs")
     # Schedulers and pods end a run with SIGTERM: it saves like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    process = SimpleNamespace(rank=0, world=1)
     # Nothing opens it again: a run that reads validation text, at any point, ends with the place that asked.
     firewall = Firewall().close()
     try:
@@ -65,12 +86,20 @@ def launch(arguments, text, ops, start_process, make_backend):
                 save_checkpoint(folder / "checkpoint.npz", config, *state)
 
         backend = make_backend(ops, arch, config, specs, init_params(specs, run.seed), process)
-        backend = with_prediction(backend, ops, config, specs, log)
+        backend = with_prediction(stoppable(backend), ops, config, specs, log)
         run_training(config, specs, backend, run.data_path, run.seed, log, resumed, save_state)
         firewall.ensure_unread()
     except KeyboardInterrupt:
         sys.exit(f"\nstopped; the state is saved in {folder}. Continue with the same command and resume=true")
     except (ValueError, FloatingPointError, ValidationReadError) as fault:
         sys.exit(f"error: {fault}")
+    except RuntimeError as fault:
+        if process.world == 1:
+            raise
+        traceback.print_exc()
+        sys.exit(
+            f"error: rank {process.rank} of {process.world} cannot go on ({type(fault).__name__}). Where it says that a connection was "
+            "closed or timed out, another rank failed or hangs: its own message comes earlier, or its process is gone"
+        )
     log.line(f"validation_firewall:closed files:{len(validation_files(run.data_path))} accesses:0")
     log.line(f"checkpoint: {folder}/checkpoint.npz; next: python build_submission.py --run {folder} --dce")

@@ -3,7 +3,6 @@
 Only what the operators of the array types themselves (+ - * / @ ^ & >> comparison, slicing) do not give alike. Axes follow numpy.
 """
 
-import numpy as np
 import torch
 import torch.nn.functional as functional
 from torch.utils.checkpoint import checkpoint
@@ -11,13 +10,12 @@ from torch.utils.checkpoint import checkpoint
 
 def from_numpy(array, like=None):
     """numpy array -> tensor (a copy), on the device of `like` where given."""
-    tensor = torch.from_numpy(np.array(array))
-    return tensor if like is None else tensor.to(like.device)
+    return torch.tensor(array, device=None if like is None else like.device)
 
 
 def constant(values, like):
     """List of plain numbers -> float32 tensor, also inside a compiled function (which may not keep a numpy array alive)."""
-    return torch.tensor(values, dtype=torch.float32, device=like.device)
+    return like.new_tensor(values, dtype=torch.float32)
 
 
 def to_numpy(x):
@@ -33,12 +31,12 @@ def cast(x, dtype):
 
 def zeros(shape, like):
     """Zeros of `shape` with the type and device of `like`."""
-    return torch.zeros(shape, dtype=like.dtype, device=like.device)
+    return like.new_zeros(shape)
 
 
 def arange(count, like):
     """0 .. count-1 as float32 on the device of `like`."""
-    return torch.arange(count, dtype=torch.float32, device=like.device)
+    return torch.arange(float(count), device=like.device)
 
 
 def reshape(x, shape):
@@ -51,7 +49,7 @@ def permute(x, axes):
 
 def swap_last(x):
     """Transpose of the last two axes."""
-    return x.transpose(-1, -2)
+    return x.mT
 
 
 def concat(parts, axis):
@@ -77,11 +75,11 @@ def where(condition, a, b):
 
 
 def sum(x, axis=None, keepdims=False):
-    return torch.sum(x) if axis is None else torch.sum(x, axis, keepdim=keepdims)
+    return torch.sum(x, axis, keepdim=keepdims)
 
 
 def mean(x, axis=None, keepdims=False):
-    return torch.mean(x) if axis is None else torch.mean(x, axis, keepdim=keepdims)
+    return torch.mean(x, axis, keepdim=keepdims)
 
 
 def max(x, axis=None, keepdims=False):

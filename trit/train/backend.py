@@ -28,8 +28,10 @@ class Evaluator(NamedTuple):
 
 
 class Backend(NamedTuple):
-    """What the training loop may ask of a backend. `step(inputs, targets, factor, rounded, averaging)` -> (loss, gradient norm);
-    `slowest(seconds)` -> the largest over ranks; `export()` -> {name: array}; `state()` and `restore(state)` hold everything."""
+    """What the training loop may ask of a backend. `step(inputs, targets, factor, rounded, averaging)` begins a step and gives a
+    function that waits for it: () -> (loss, gradient norm); where that norm is no finite number, the step changed nothing.
+    `slowest(seconds)` -> the largest over ranks; `export()` -> {name: array}; `state()` and `restore(state)` hold everything; `ahead`:
+    how many steps may be under way when the next one begins."""
 
     step: object
     slowest: object
@@ -38,3 +40,4 @@ class Backend(NamedTuple):
     restore: object
     rank: int
     world: int
+    ahead: int = 0

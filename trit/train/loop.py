@@ -1,6 +1,8 @@
 """The only training loop: budget clock, schedules, steps, progress lines, checkpoints. Knows nothing of arrays beyond numpy."""
 
+import math
 import time
+from collections import deque
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +26,7 @@ def warm_up(cfg, backend, seed):
     generator = np.random.default_rng(seed)
     for index in range(cfg.train.warmup_steps):
         tokens = generator.integers(0, cfg.model.vocab_size, (2, rows, cfg.train.train_seq_len)).astype(np.int32)
-        backend.step(tokens[0], tokens[1], 1.0, index % 2 == 0 or not cfg.quant.full_precision_fraction, False)
+        backend.step(tokens[0], tokens[1], 1.0, index % 2 == 0 or not cfg.quant.full_precision_fraction, False)()
     backend.restore(state)
 
 
@@ -45,34 +47,48 @@ def train(cfg, backend, loader, log, save, step, seconds, clock):
     """
     begin = clock() - seconds
     loss, skipped, bad, mark, mark_step = float("nan"), 0, 0, seconds, step
-    first, first_step = seconds, step
+    first, first_step, under_way = seconds, step, deque()
+
+    def finish(done, wait):
+        """Wait for step number `done`, judge it and, where it is time, report."""
+        nonlocal loss, bad, skipped, mark, mark_step
+        loss, norm = wait()
+        bad = 0 if np.isfinite(norm) else bad + 1
+        skipped += bad > 0
+        if bad == 3:
+            raise FloatingPointError(f"gradients are not finite since step {done - 3}; lower train.matrix_lr or train.scalar_lr")
+        if done % cfg.train.log_every == 0:
+            seconds = clock() - begin
+            speed = (done - mark_step) * cfg.train.train_batch_tokens / max(seconds - mark, 1e-9)
+            mark, mark_step = seconds, done
+            log.line(progress_line(cfg, done, loss, seconds, speed))
+            log.metrics(step=done, train_loss=loss, seconds=seconds, tokens_per_second=speed, gradient_norm=norm, skipped=skipped)
+
     try:
         while True:
             seconds = backend.slowest(clock() - begin)
+            if seconds == math.inf:
+                raise KeyboardInterrupt  # a rank was asked to stop: all stop here, between the same two steps
             progress = training_progress(cfg, step, seconds)
-            # A step that would end after the cap is not begun: the mean step so far says how long it takes. Only times that all ranks
-            # share enter, so that all of them stop together.
-            pace = (seconds - first) / (step - first_step) if step > first_step else 0.0
-            late = cfg.train.max_wallclock_seconds and seconds + pace > cfg.train.max_wallclock_seconds
+            # A step that would end after the cap is not begun: the mean step so far says how long it and those under way take. Only
+            # times that all ranks share enter, so that all of them stop together.
+            finished = step - len(under_way)
+            pace = (seconds - first) / (finished - first_step) if finished > first_step else 0.0
+            late = cfg.train.max_wallclock_seconds and seconds + pace * (1 + 2 * backend.ahead) > cfg.train.max_wallclock_seconds
             if progress >= 1.0 or late:
                 break
             inputs, targets = loader.next_batch()
             rounded = progress >= cfg.quant.full_precision_fraction
             averaging = progress >= cfg.train.ema_start_fraction
-            loss, norm = backend.step(inputs, targets, learning_rate_factor(cfg, progress), rounded, averaging)
-            bad = 0 if np.isfinite(norm) else bad + 1
-            skipped += bad > 0
-            if bad == 3:
-                raise FloatingPointError(f"gradients are not finite since step {step - 2}; lower train.matrix_lr or train.scalar_lr")
+            wait = backend.step(inputs, targets, learning_rate_factor(cfg, progress), rounded, averaging)
             step += 1
-            if step % cfg.train.log_every == 0:
-                seconds = clock() - begin
-                speed = (step - mark_step) * cfg.train.train_batch_tokens / max(seconds - mark, 1e-9)
-                mark, mark_step = seconds, step
-                log.line(progress_line(cfg, step, loss, seconds, speed))
-                log.metrics(step=step, train_loss=loss, seconds=seconds, tokens_per_second=speed, gradient_norm=norm, skipped=skipped)
+            under_way.append((step, wait))
+            if len(under_way) > backend.ahead:
+                finish(*under_way.popleft())
             if cfg.train.checkpoint_every and step % cfg.train.checkpoint_every == 0:
                 save(step, clock() - begin)
+        while under_way:
+            finish(*under_way.popleft())
     except KeyboardInterrupt:
         save(step, clock() - begin)
         raise

@@ -7,7 +7,7 @@ from trit.eval.temperature import model_logits, scored_logits
 from trit.eval.ttt import adapted
 from trit.train.backend import Backend, Evaluator, Process
 from trit.train.loss import rate_price, seen_weights, training_loss
-from trit.train.optimizer import optimizer_state, optimizer_step
+from trit.train.optimizer import optimizer_state, optimizer_step, spread, stacked
 
 
 def start_process():
@@ -82,14 +82,22 @@ def squared_gradients(ops, arch, cfg, arrays, inputs, targets, process):
 def make_backend(ops, arch, cfg, specs, arrays, process):
     """`Backend` over the parameter table `specs`, started from numpy `arrays`."""
     names = [spec.name for spec in specs]
-    p = {name: mx.array(np.array(arrays[name])) for name in names}
-    held = {"p": p, "optimizer": optimizer_state(ops, specs, p), "ema": {}, "step": 0}
+
+    def arrays_of(flat, pattern):
+        """{key: stack or array} of numpy arrays that `pattern` names."""
+        return stacked(ops, specs, {name: mx.array(np.array(flat[pattern.format(name)])) for name in names})
+
+    held = {"p": arrays_of(arrays, "{}"), "ema": {}}
+    held["state"] = optimizer_state(ops, specs, held["p"])
 
     # Pure, so that compiling them needs no hidden state.
     loss_gradients = mx.value_and_grad(lambda q, tokens, targets: training_loss(ops, arch, cfg, q, tokens, targets))
 
-    def rounded_weights(p):
-        return seen_weights(ops, cfg, specs, p, True)
+    def seen(whole, rounded):
+        return seen_weights(ops, cfg, specs, spread(specs, whole), rounded)
+
+    def rounded_weights(whole):
+        return seen(whole, True)
 
     if cfg.train.compile:
         loss_gradients, rounded_weights = mx.compile(loss_gradients), mx.compile(rounded_weights)
@@ -97,7 +105,7 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
     def gradients_of(inputs, targets, rounded):
         """Mean loss and gradients over this step's micro-batches and all ranks."""
         mean_loss, gradients = 0.0, None
-        q = rounded_weights(held["p"]) if rounded else seen_weights(ops, cfg, specs, held["p"], False)
+        q = rounded_weights(held["p"]) if rounded else seen(held["p"], False)
         parts = cfg.train.grad_accum_steps
         for tokens, wanted in zip(np.split(inputs, parts), np.split(targets, parts)):
             (_, loss), part = loss_gradients(q, mx.array(tokens), mx.array(wanted))
@@ -107,7 +115,7 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
             # Evaluated here, a micro-batch's graph and activations are gone before the next one begins.
             mx.eval(mean_loss, gradients)
         if cfg.quant.rate_penalty:
-            part = mx.grad(lambda p: rate_price(ops, cfg, specs, p))(held["p"])
+            part = mx.grad(lambda p: rate_price(ops, cfg, specs, p))(spread(specs, held["p"]))
             gradients = {name: gradients[name] + part[name] for name in names}
         if process.world > 1:
             flat = mx.concatenate([gradients[name].reshape(-1) for name in names] + [mean_loss.reshape(1)])
@@ -119,18 +127,13 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
 
     def step(inputs, targets, factor, rounded, averaging):
         loss, gradients = gradients_of(inputs, targets, rounded)
-        norm = float(mx.sqrt(sum((g * g).sum() for g in gradients.values())))
-        if not np.isfinite(norm):
-            return float(loss), norm
-        if cfg.train.grad_clip_norm and norm > cfg.train.grad_clip_norm:
-            gradients = {name: g * (cfg.train.grad_clip_norm / norm) for name, g in gradients.items()}
-        held["p"], held["optimizer"] = optimizer_step(ops, cfg, specs, held["p"], gradients, held["optimizer"], factor, held["step"] + 1)
-        held["step"] += 1
+        norm = mx.sqrt(sum((g * g).sum() for g in gradients.values()))
+        held["p"], held["state"] = optimizer_step(ops, cfg, specs, held["p"], stacked(ops, specs, gradients), held["state"], factor, norm)
         if cfg.train.ema_decay and averaging:
-            old = held["ema"] or held["p"]
-            held["ema"] = {n: cfg.train.ema_decay * old[n] + (1.0 - cfg.train.ema_decay) * held["p"][n] for n in names}
-        mx.eval(held["p"], held["optimizer"], held["ema"])
-        return float(loss), norm
+            share = mx.where(norm < float("inf"), 1.0 - cfg.train.ema_decay, 0.0)
+            held["ema"] = {key: x + share * (held["p"][key] - x) for key, x in (held["ema"] or held["p"]).items()}
+        mx.eval(held["p"], held["state"], held["ema"])
+        return lambda: (float(loss), float(norm))
 
     def slowest(seconds):
         if process.world == 1:
@@ -138,19 +141,21 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
         return float(mx.distributed.all_max(mx.array(seconds)))
 
     def export():
-        return {name: ops.to_numpy(x) for name, x in (held["ema"] or held["p"]).items()}
+        return {name: ops.to_numpy(x) for name, x in spread(specs, held["ema"] or held["p"]).items()}
 
     def state():
-        flat = {f"p/{name}": x for name, x in held["p"].items()}
-        flat.update({f"ema/{name}": x for name, x in held["ema"].items()})
-        flat.update({f"optimizer/{name}/{i}": x for name, moments in held["optimizer"].items() for i, x in enumerate(moments)})
-        return {name: ops.to_numpy(x) for name, x in flat.items()} | {"step": np.array(held["step"])}
+        first = spread(specs, {key: moments[0] for key, moments in held["state"].items()})
+        flat = {f"p/{name}": x for name, x in spread(specs, held["p"]).items()}
+        flat.update({f"ema/{name}": x for name, x in (spread(specs, held["ema"]) if held["ema"] else {}).items()})
+        flat.update({f"optimizer/{name}/0": x for name, x in first.items()})
+        flat.update({f"optimizer/{key}/1": moments[1] for key, moments in held["state"].items() if len(moments) == 2})
+        return {name: ops.to_numpy(x) for name, x in flat.items()} | {"step": np.array(int(held["state"]["step"][0]))}
 
     def restore(flat):
-        tensors = {name: mx.array(np.array(x)) for name, x in flat.items()}
-        held["step"] = int(flat["step"])
-        held["p"] = {name: tensors[f"p/{name}"] for name in names}
-        held["ema"] = {name: tensors[f"ema/{name}"] for name in names if f"ema/{name}" in tensors}
-        held["optimizer"] = {name: tuple(tensors[f"optimizer/{name}/{i}"] for i in range(len(held["optimizer"][name]))) for name in names}
+        held["p"] = arrays_of(flat, "p/{}")
+        held["ema"] = arrays_of(flat, "ema/{}") if f"ema/{names[0]}" in flat else {}
+        first = arrays_of(flat, "optimizer/{}/0")
+        second = {key: (mx.array(flat[f"optimizer/{key}/1"]),) if f"optimizer/{key}/1" in flat else () for key in first}
+        held["state"] = {key: (x, *second[key]) for key, x in first.items()} | {"step": (mx.array(float(flat["step"])),)}
 
     return Backend(step, slowest, export, state, restore, process.rank, process.world)

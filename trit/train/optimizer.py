@@ -1,7 +1,9 @@
-"""One optimiser step as a pure function over the backend's arrays: Muon for matrices, Adam for everything else.
+"""One optimiser step as a pure function over the arrays that a process owns: Muon for matrices, Adam for everything else.
 
 Groups come from the ParamSpec table, so every tensor is in exactly one. Muon: Jordan et al., github.com/KellerJordan/Muon.
 """
+
+import math
 
 
 def orthogonalise(ops, cfg, x):
@@ -17,30 +19,50 @@ def orthogonalise(ops, cfg, x):
     return ops.swap_last(x) if tall else x
 
 
-def muon_updates(ops, cfg, specs, gradients, state):
-    """{name: (new momentum, update)} of all matrices: Nesterov momentum, orthogonalised, scaled by sqrt(max(1, rows / columns)).
-
-    Matrices of one shape are orthogonalised as one batch: many small products would cost more than their arithmetic.
-    """
-    shapes, found = {}, {}
+def stacks(specs):
+    """{key: [ParamSpec, ...]}: matrices of one shape and rate are stepped as one array (M, R, C), for many small products would cost
+    more than their arithmetic; every other tensor alone, under its name."""
+    found = {}
     for spec in specs:
-        if spec.group == "matrix":
-            shapes.setdefault(spec.shape, []).append(spec)
-    for (rows, columns), members in shapes.items():
-        momenta = [cfg.train.muon_momentum * state[spec.name][0] + gradients[spec.name] for spec in members]
-        directions = [gradients[spec.name] + cfg.train.muon_momentum * momentum for spec, momentum in zip(members, momenta)]
-        updates = orthogonalise(ops, cfg, ops.stack(directions, 0)) * max(1.0, rows / columns) ** 0.5
-        for index, (spec, momentum) in enumerate(zip(members, momenta)):
-            found[spec.name] = momentum, updates[index]
+        key = f"{spec.shape} {spec.lr_scale}" if spec.group == "matrix" else spec.name
+        found.setdefault(key, []).append(spec)
     return found
 
 
+def stacked(ops, specs, arrays, multiple=1):
+    """{key: array} of {name: array}: the stacks of `stacks`, filled up with zero matrices to a multiple of so many."""
+    found = {}
+    for key, members in stacks(specs).items():
+        if members[0].group == "matrix":
+            parts = [arrays[spec.name] for spec in members]
+            found[key] = ops.stack(parts + [ops.zeros(members[0].shape, parts[0])] * (-len(parts) % multiple), 0)
+        else:
+            found[key] = arrays[key]
+    return found
+
+
+def spread(specs, held):
+    """{name: array} of {key: array}: inverse of `stacked`."""
+    found = {}
+    for key, members in stacks(specs).items():
+        for index, spec in enumerate(members):
+            found[spec.name] = held[key][index] if spec.group == "matrix" else held[key]
+    return found
+
+
+def muon_update(ops, cfg, momentum, gradient):
+    """((new momentum,), update) of a stack (M, R, C): Nesterov momentum, orthogonalised, times sqrt(max(1, rows / columns))."""
+    momentum = cfg.train.muon_momentum * momentum + gradient
+    direction = gradient + cfg.train.muon_momentum * momentum
+    return (momentum,), orthogonalise(ops, cfg, direction) * max(1.0, gradient.shape[-2] / gradient.shape[-1]) ** 0.5
+
+
 def adam_update(ops, cfg, first, second, gradient, step):
-    """(first moment, second moment, update) of bias-corrected Adam; `step` counts from 1."""
+    """((first moment, second moment), update) of bias-corrected Adam; `step` counts from 1, a number or an array."""
     first = cfg.train.beta1 * first + (1.0 - cfg.train.beta1) * gradient
     second = cfg.train.beta2 * second + (1.0 - cfg.train.beta2) * gradient * gradient
     size = ops.sqrt(second * (1.0 / (1.0 - cfg.train.beta2**step))) + cfg.train.adam_eps
-    return first, second, first * (1.0 / (1.0 - cfg.train.beta1**step)) / size
+    return (first, second), first * (1.0 / (1.0 - cfg.train.beta1**step)) / size
 
 
 def group_rate(cfg, spec):
@@ -55,32 +77,33 @@ def group_rate(cfg, spec):
     return rate * spec.lr_scale
 
 
-def optimizer_state(ops, specs, p):
-    """Zero moments {name: arrays}: one for Muon, two for Adam."""
-    return {spec.name: tuple(ops.zeros(spec.shape, p[spec.name]) for _ in range(1 if spec.group == "matrix" else 2)) for spec in specs}
+def optimizer_state(ops, specs, held):
+    """{key: zero moments} of {key: array}: one for Muon, two for Adam; and the number of steps done, under "step"."""
+    state = {key: (ops.zeros(held[key].shape, held[key]),) * (1 if m[0].group == "matrix" else 2) for key, m in stacks(specs).items()}
+    return state | {"step": (ops.zeros((), next(iter(held.values()))),)}
 
 
-def optimizer_step(ops, cfg, specs, p, gradients, state, factor, step):
-    """(new parameters, new state) after one step with learning rates scaled by `factor`.
+def optimizer_step(ops, cfg, specs, held, gradients, state, factor, norm):
+    """(new {key: array}, new state) after one step with learning rates scaled by `factor`.
 
+    `norm` is the norm of all gradients: above grad_clip_norm they shrink to that, and where it is no finite number nothing changes.
     Rows of the engram tables that no token of the batch read keep their weights and moments.
     """
-    new_p, new_state = {}, {}
-    matrices = muon_updates(ops, cfg, specs, gradients, state)
-    for spec in specs:
-        x, gradient, rate = p[spec.name], gradients[spec.name], factor * group_rate(cfg, spec)
+    finite, count = norm < math.inf, state["step"][0] + 1.0
+    new_held, new_state = {}, {"step": (ops.where(finite, count, count - 1.0),)}
+    for key, (spec, *_) in stacks(specs).items():
+        x, gradient, rate = held[key], ops.cast(gradients[key], "float32"), factor * group_rate(cfg, spec)
+        if cfg.train.grad_clip_norm:
+            gradient = gradient * ops.clip(cfg.train.grad_clip_norm / norm, 0.0, 1.0)
+        active = finite
         if spec.group == "matrix":
-            momentum, update = matrices[spec.name]
-            new_state[spec.name] = (momentum,)
-            new_p[spec.name] = x * (1.0 - rate * cfg.train.muon_wd) - rate * update
-            continue
-        first, second, update = adam_update(ops, cfg, *state[spec.name], gradient, step)
-        if spec.group == "engram":
-            active = ops.max(ops.abs(gradient), -1, True) > 0
-            first = ops.where(active, first, state[spec.name][0])
-            second = ops.where(active, second, state[spec.name][1])
-            update = ops.where(active, update, ops.zeros((), x))
-        new_state[spec.name] = (first, second)
-        decay = cfg.train.adam_wd if spec.group == "embed" else 0.0
-        new_p[spec.name] = x * (1.0 - rate * decay) - rate * update
-    return new_p, new_state
+            moments, update = muon_update(ops, cfg, *state[key], gradient)
+            decay = cfg.train.muon_wd
+        else:
+            moments, update = adam_update(ops, cfg, *state[key], gradient, count)
+            decay = cfg.train.adam_wd if spec.group == "embed" else 0.0
+            if spec.group == "engram":
+                active = (ops.max(ops.abs(gradient), -1, True) > 0) & finite
+        new_state[key] = tuple(ops.where(active, new, old) for new, old in zip(moments, state[key]))
+        new_held[key] = ops.where(active, x * (1.0 - rate * decay) - rate * update, x)
+    return new_held, new_state

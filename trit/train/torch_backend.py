@@ -1,6 +1,7 @@
 """The PyTorch side of training and evaluation: processes, gradients, the step. With `ops/torch_ops` the only importer of torch."""
 
 import os
+from datetime import timedelta
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from trit.eval.temperature import model_logits, scored_logits
 from trit.eval.ttt import adapted
 from trit.train.backend import Backend, Evaluator, Process
 from trit.train.loss import rate_price, seen_weights, training_loss
-from trit.train.optimizer import optimizer_state, optimizer_step
+from trit.train.optimizer import optimizer_state, optimizer_step, spread, stacked, stacks
 
 
 def start_process():
@@ -22,13 +23,34 @@ def start_process():
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
     if world > 1 and not distributed.is_initialized():
-        distributed.init_process_group("nccl" if device != "cpu" else "gloo")
+        distributed.init_process_group("nccl" if device != "cpu" else "gloo", timeout=timedelta(minutes=1))
     return Process(rank, world, device)
 
 
 def to_device(array, process):
     """A copy of a numpy array as a tensor on this process's device."""
-    return torch.from_numpy(np.array(array)).to(process.device)
+    return torch.tensor(array, device=process.device)
+
+
+def sent(array, process):
+    """`to_device` that nobody waits for: a GPU fetches the copy from pinned memory while it computes."""
+    tensor = torch.from_numpy(array)
+    return tensor if process.device == "cpu" else tensor.pin_memory().to(process.device, non_blocking=True)
+
+
+def reader(process, *values):
+    """A function that waits until 0-d tensors are computed and gives them as numbers. Their copy is under way at once, so that later
+    work of the device is not waited for."""
+    if process.device == "cpu":
+        return lambda: tuple(map(float, values))
+    numbers, done = torch.stack(values).to("cpu", non_blocking=True), torch.cuda.Event()
+    done.record()
+
+    def read():
+        done.synchronize()
+        return tuple(numbers.tolist())
+
+    return read
 
 
 def total_over_ranks(array, process):
@@ -102,83 +124,133 @@ def compiled(function):
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 
+def mean_over_ranks(process, matrices, gradients, loss):
+    """Means of gradients {key: tensor} and of the loss: of the stacks `matrices` this rank's share, of the rest all. The stacks and, in
+    one bucket, the rest are in flight together."""
+    rest, found = [key for key in gradients if key not in matrices], {}
+    flat = torch.cat([gradients[key].reshape(-1).float() for key in rest] + [loss.reshape(1)])
+    flying = [distributed.all_reduce(flat, async_op=True)]
+    for key in matrices:
+        found[key] = torch.empty_like(gradients[key][: len(gradients[key]) // process.world])
+        flying.append(distributed.reduce_scatter(found[key], list(gradients[key].chunk(process.world)), async_op=True))
+    for work in flying:
+        work.wait()
+    *pieces, loss = torch.split(flat / process.world, [gradients[key].numel() for key in rest] + [1])
+    found = {key: x / process.world for key, x in found.items()}
+    return found | {key: piece.view_as(gradients[key]) for key, piece in zip(rest, pieces)}, loss[0]
+
+
+def whole_stacks(process, matrices, parts):
+    """{key: tensor} with the stacks `matrices` put together from every rank's share."""
+    if process.world == 1:
+        return parts
+    found = dict(parts)
+    found.update({key: parts[key].new_empty(process.world * len(parts[key]), *parts[key].shape[1:]) for key in matrices})
+    for work in [distributed.all_gather(list(found[key].chunk(process.world)), parts[key], async_op=True) for key in matrices]:
+        work.wait()
+    return found
+
+
 def make_backend(ops, arch, cfg, specs, arrays, process):
-    """`Backend` over the parameter table `specs`, started from numpy `arrays`."""
-    names = [spec.name for spec in specs]
-    p = {name: to_device(arrays[name], process) for name in names}
-    held = {"p": p, "optimizer": optimizer_state(ops, specs, p), "ema": {}, "step": 0}
+    """`Backend` over the parameter table `specs`, started from numpy `arrays`.
+
+    Every rank holds all parameters; of the matrices, stacked by shape, it steps its share alone and holds the momentum of that.
+    """
+    matrices = [key for key, members in stacks(specs).items() if members[0].group == "matrix"]
+
+    def own(whole):
+        """{key: tensor} with this rank's share of every stack."""
+        return whole | {key: whole[key].chunk(process.world)[process.rank] for key in matrices}
+
+    def on_device(flat, pattern):
+        """{key: stack or tensor} of numpy arrays that `pattern` names."""
+        return stacked(ops, specs, {spec.name: to_device(flat[pattern.format(spec.name)], process) for spec in specs}, process.world)
+
+    held = {"p": on_device(arrays, "{}"), "ema": {}, "clock": None}
+    held["state"] = optimizer_state(ops, specs, own(held["p"]))
 
     def loss_function(weights, tokens, targets):
         return training_loss(ops, arch, cfg, weights, tokens, targets)
 
     @torch.no_grad()
-    def seen(weights, rounded):
-        return seen_weights(ops, cfg, specs, weights, rounded)
+    def seen(whole, rounded):
+        return seen_weights(ops, cfg, specs, spread(specs, whole), rounded)
+
+    @torch.no_grad()
+    def square(gradients):
+        """This rank's part of the sum of all squares: its matrices, and of what every rank has alike a part."""
+        shares = {key: 1 if key in matrices else process.world for key in gradients}
+        return sum(ops.sum(ops.cast(x, "float32") ** 2) / shares[key] for key, x in gradients.items())
+
+    @torch.no_grad()
+    def update(parts, gradients, state, factor, norm):
+        return optimizer_step(ops, cfg, specs, parts, gradients, state, factor, norm)
 
     if cfg.train.compile:
-        loss_function, seen = compiled(loss_function), compiled(seen)
+        loss_function, seen, square, update = (compiled(function) for function in (loss_function, seen, square, update))
 
     def gradients_of(inputs, targets, rounded):
-        """Mean loss and gradients over this step's micro-batches and all ranks."""
+        """Mean loss and {name: gradient} over this step's micro-batches on this rank."""
         leaves = {name: weight.detach().requires_grad_() for name, weight in seen(held["p"], rounded).items()}
         mean_loss, gradients = 0.0, None
         parts = cfg.train.grad_accum_steps
         for tokens, wanted in zip(np.split(inputs, parts), np.split(targets, parts)):
-            tokens, wanted = (to_device(x, process) for x in (tokens, wanted))
-            objective, loss = loss_function(leaves, tokens, wanted)
+            objective, loss = loss_function(leaves, sent(tokens, process), sent(wanted, process))
             part = torch.autograd.grad(objective / parts, list(leaves.values()))
             mean_loss = mean_loss + loss.detach() / parts
-            part = [ops.cast(gradient, "float32") for gradient in part]
-            gradients = part if gradients is None else [a + b for a, b in zip(gradients, part)]
+            gradients = part if gradients is None else [a.float() + b for a, b in zip(gradients, part)]
         if cfg.quant.rate_penalty:
-            leaves = {name: weight.detach().requires_grad_() for name, weight in held["p"].items()}
-            part = torch.autograd.grad(rate_price(ops, cfg, specs, leaves), list(leaves.values()), allow_unused=True)
+            plain = {name: weight.detach().requires_grad_() for name, weight in spread(specs, held["p"]).items()}
+            part = torch.autograd.grad(rate_price(ops, cfg, specs, plain), [plain[name] for name in leaves], allow_unused=True)
             gradients = [a if b is None else a + b for a, b in zip(gradients, part)]
-        if process.world > 1:
-            flat = torch.cat([g.reshape(-1) for g in gradients] + [mean_loss.reshape(1)]) / process.world
-            distributed.all_reduce(flat)
-            pieces = torch.split(flat, [g.numel() for g in gradients] + [1])
-            gradients, mean_loss = [piece.view_as(g) for piece, g in zip(pieces, gradients)], pieces[-1][0]
-        return mean_loss, dict(zip(names, gradients))
+        return mean_loss, dict(zip(leaves, gradients))
 
+    @torch.no_grad()
     def step(inputs, targets, factor, rounded, averaging):
-        loss, gradients = gradients_of(inputs, targets, rounded)
-        with torch.no_grad():
-            norm = float(torch.sqrt(sum((g * g).sum() for g in gradients.values())))
-            if not np.isfinite(norm):
-                return float(loss), norm
-            if cfg.train.grad_clip_norm and norm > cfg.train.grad_clip_norm:
-                gradients = {name: g * (cfg.train.grad_clip_norm / norm) for name, g in gradients.items()}
-            held["p"], held["optimizer"] = optimizer_step(
-                ops, cfg, specs, held["p"], gradients, held["optimizer"], factor, held["step"] + 1
-            )
-            held["step"] += 1
-            if cfg.train.ema_decay and averaging:
-                old = held["ema"] or held["p"]
-                held["ema"] = {n: cfg.train.ema_decay * old[n] + (1.0 - cfg.train.ema_decay) * held["p"][n] for n in names}
-        return float(loss), norm
+        with torch.enable_grad():
+            loss, gradients = gradients_of(inputs, targets, rounded)
+        gradients = stacked(ops, specs, gradients, process.world)
+        if process.world > 1:
+            gradients, loss = mean_over_ranks(process, matrices, gradients, loss)
+        norm = square(gradients)
+        if process.world > 1:
+            distributed.all_reduce(norm)
+        norm = torch.sqrt(norm)
+        factor = torch.full((), factor, device=process.device)
+        parts, held["state"] = update(own(held["p"]), gradients, held["state"], factor, norm)
+        held["p"] = whole_stacks(process, matrices, parts)
+        if cfg.train.ema_decay and averaging:
+            share = torch.where(norm < float("inf"), 1.0 - cfg.train.ema_decay, 0.0)
+            held["ema"] = {key: x + share * (held["p"][key] - x) for key, x in (held["ema"] or held["p"]).items()}
+        return reader(process, loss, norm)
 
     def slowest(seconds):
         if process.world == 1:
             return seconds
-        tensor = torch.tensor(seconds, dtype=torch.float64, device=process.device)
-        distributed.all_reduce(tensor, op=distributed.ReduceOp.MAX)
-        return float(tensor)
+        latest = torch.full((), seconds, dtype=torch.float64, device=process.device)
+        distributed.all_reduce(latest, op=distributed.ReduceOp.MAX)
+        before, held["clock"] = held["clock"], reader(process, latest)
+        # A GPU answers with what it was asked a step ago: the new number is behind the step that is under way.
+        return (before if before and process.device != "cpu" else held["clock"])()[0]
 
     def export():
-        return {name: ops.to_numpy(x).copy() for name, x in (held["ema"] or held["p"]).items()}
+        return {name: ops.to_numpy(x).copy() for name, x in spread(specs, held["ema"] or held["p"]).items()}
 
     def state():
-        flat = {f"p/{name}": x for name, x in held["p"].items()}
-        flat.update({f"ema/{name}": x for name, x in held["ema"].items()})
-        flat.update({f"optimizer/{name}/{i}": x for name, moments in held["optimizer"].items() for i, x in enumerate(moments)})
-        return {name: ops.to_numpy(x).copy() for name, x in flat.items()} | {"step": np.array(held["step"])}
+        first = spread(specs, whole_stacks(process, matrices, {key: moments[0] for key, moments in held["state"].items()}))
+        flat = {f"p/{name}": x for name, x in spread(specs, held["p"]).items()}
+        flat.update({f"ema/{name}": x for name, x in (spread(specs, held["ema"]) if held["ema"] else {}).items()})
+        flat.update({f"optimizer/{name}/0": x for name, x in first.items()})
+        flat.update({f"optimizer/{key}/1": moments[1] for key, moments in held["state"].items() if len(moments) == 2})
+        return {name: ops.to_numpy(x).copy() for name, x in flat.items()} | {"step": np.array(int(held["state"]["step"][0]))}
 
     def restore(flat):
-        tensors = {name: to_device(x, process) for name, x in flat.items()}
-        held["step"] = int(flat["step"])
-        held["p"] = {name: tensors[f"p/{name}"] for name in names}
-        held["ema"] = {name: tensors[f"ema/{name}"] for name in names if f"ema/{name}" in tensors}
-        held["optimizer"] = {name: tuple(tensors[f"optimizer/{name}/{i}"] for i in range(len(held["optimizer"][name]))) for name in names}
+        held["p"] = on_device(flat, "p/{}")
+        held["ema"] = on_device(flat, "ema/{}") if f"ema/{specs[0].name}" in flat else {}
+        first = own(on_device(flat, "optimizer/{}/0"))
+        second = {key: () if key in matrices else (to_device(flat[f"optimizer/{key}/1"], process),) for key in first}
+        held["state"] = {key: (x, *second[key]) for key, x in first.items()}
+        held["state"]["step"] = (torch.full((), float(flat["step"]), device=process.device),)
 
-    return Backend(step, slowest, export, state, restore, process.rank, process.world)
+    # A GPU is given the next step while it computes one; a CPU computes as it is told.
+    return Backend(step, slowest, export, state, restore, process.rank, process.world, 0 if process.device == "cpu" else 1)
