@@ -223,7 +223,7 @@ CHEATS = [
     Cheat(
         "statistics over the batch",
         FUTURE | {"normalised rows"},
-        [("x = start = embed_tokens(p, tokens)\n", "x = embed_tokens(p, tokens)\n    x = start = x - 0.5 * ops_mean(x, 0, True)\n")],
+        [("x = start = embed_tokens(p, tokens)\n", "x = embed_tokens(p, tokens)\n    x = start = x - 0.5 * ops_sum(x, 0, True) / len(x)\n")],
     ),
     Cheat(
         "second pass with a kept memory",

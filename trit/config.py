@@ -230,6 +230,8 @@ def validate(config, world_size=1):
     require(model.yarn_max_len >= longest, "model.yarn_max_len", model.yarn_max_len, f"is below the longest window {longest}")
     require(0 <= model.xsa_layers <= model.num_layers, "model.xsa_layers", model.xsa_layers, f"must be 0 to {model.num_layers}")
     require(model.logit_softcap > 0, "model.logit_softcap", model.logit_softcap, "must be positive")
+    require(engram.engram_buckets >= 0, "engram.engram_buckets", engram.engram_buckets, "must be 0 (no memory) or more")
+    require(train.loss_chunk_tokens >= 0, "train.loss_chunk_tokens", train.loss_chunk_tokens, "must be 0 (all at once) or more")
     if engram.engram_buckets:
         encoder = model.num_layers // 2
         require(0 <= engram.engram_layer <= encoder, "engram.engram_layer", engram.engram_layer, f"is outside the encoder, 0 to {encoder}")

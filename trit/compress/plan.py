@@ -21,6 +21,7 @@ from trit.models import load_arch
 # Measured on trained models (docs/LOG.md). Coded bits after 5.5 million tokens over those of Gaussian weights, and the loss of that share
 # with every doubling of the tokens.
 TRAINED_SHARE = {"matrix": (0.998, 0.0007), "embed": (0.845, 0.005), "scalar": (0.885, 0.02)}
+EMBED_VOCABULARY = 0.03  # what the embedding's share gains with every doubling of the vocabulary over 1,024: rarer tokens stay Gaussian
 TYPICAL_TOKENS = 5.5e6  # of a run that the clock ends
 SCALE_SPREAD = {"matrix": 0.144, "embed": 0.288, "engram": 0.067}  # spread of the logarithms of a tensor's scales
 HALF_BITS = {"scales": 10.0, "scalar": 11.7, "weights": 13.5}  # bits of a 16-bit number after packing, measured
@@ -100,7 +101,7 @@ def unevenness_bits(config, spec):
     The more rows and the fewer tokens there are (some 400 of a vocabulary are hardly used), the fewer n-grams share a row and the more
     rows differ. Fitted to seven trained tables of 8,192 to 65,536 rows, vocabularies of 512 to 2,048 (docs/LOG.md).
     """
-    odds = (config.engram.engram_buckets / 13620) ** 1.54 * (624 / max(config.model.vocab_size - 400, 64)) ** 0.8
+    odds = (max(config.engram.engram_buckets, 0) / 13620) ** 1.54 * (624 / max(config.model.vocab_size - 400, 64)) ** 0.8
     return (0.36 if spec.bits <= 2 else 0.252) * odds / (1.0 + odds)
 
 
@@ -110,6 +111,8 @@ def expected_code_bits(config, spec):
     if spec.group == "engram":
         return gaussian - unevenness_bits(config, spec)
     share, fall = TRAINED_SHARE.get(spec.group, (1.0, 0.0))
+    if spec.group == "embed":
+        share += EMBED_VOCABULARY * math.log2(config.model.vocab_size / 1024)
     train = config.train
     tokens = TYPICAL_TOKENS if train.max_wallclock_seconds else train.iterations * train.train_batch_tokens
     return gaussian * min(share - fall * math.log2(tokens / TYPICAL_TOKENS), 1.0)
