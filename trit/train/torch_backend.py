@@ -1,4 +1,4 @@
-"""The PyTorch side of training and evaluation: processes, gradients, the step. With `ops/torch_ops` the only importer of torch."""
+"""The PyTorch side of training and evaluation: processes, gradients, the step. With `ops/torch_*` the only importer of torch."""
 
 import os
 
@@ -8,6 +8,7 @@ import torch.distributed as distributed
 
 from trit.eval.temperature import model_logits, scored_logits
 from trit.eval.ttt import adapted
+from trit.layers.attention import choose_attention
 from trit.train.backend import Backend, Evaluator, Process
 from trit.train.loss import rate_price, seen_weights, training_loss
 from trit.train.optimizer import optimizer_state, optimizer_step
@@ -102,10 +103,20 @@ def compiled(function):
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 
+def check_fp8_units(process):
+    """ValueError where this process's GPU multiplies no 8-bit floats; a CPU rounds alike with float32 products, for tests and studies."""
+    if process.device != "cpu" and torch.cuda.get_device_capability() < (8, 9):
+        raise ValueError("train.fp8=True needs a GPU that multiplies 8-bit floats (Ada, Hopper or newer); set train.fp8=false")
+
+
 def make_backend(ops, arch, cfg, specs, arrays, process):
     """`Backend` over the parameter table `specs`, started from numpy `arrays`."""
     names = [spec.name for spec in specs]
     p = {name: to_device(arrays[name], process) for name in names}
+    if cfg.train.attention_kernel == "flash":
+        choose_attention(ops, cfg, p[names[0]])
+    if cfg.train.fp8:
+        check_fp8_units(process)
     held = {"p": p, "optimizer": optimizer_state(ops, specs, p), "ema": {}, "step": 0}
 
     def loss_function(weights, tokens, targets):
