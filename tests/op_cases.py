@@ -50,6 +50,8 @@ def cross_entropy(logits, targets):
 X = normal(3, 4, 5)
 POSITIVE = np.abs(normal(3, 4)) + 0.1
 TOKENS = GENERATOR.integers(0, 6, (2, 3)).astype(np.int32)
+EIGHT_BITS = np.concatenate([np.full((2, 3, 1), 7), GENERATOR.integers(-7, 8, (2, 3, 15))], -1).astype(np.float32)
+TERNARY = (GENERATOR.integers(-1, 2, (32, 16)) * GENERATOR.uniform(0.5, 2.0, (32, 1))).astype(np.float32)
 HALVES = np.array([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 0.49999997, 3.2], np.float32)
 SPREAD = np.concatenate([normal(50), normal(50) * 1e-4, normal(20) * 1e4, [0.0, 65504.0]]).astype(np.float32)
 SUBNORMAL = np.array([6e-8, 3e-5, -1e-6, 2.98e-8], np.float32)
@@ -114,6 +116,8 @@ CASES = [
         "leaky_relu", lambda ops, x: ops.leaky_relu(x, 0.5), lambda x: np.where(x > 0, x, 0.5 * x), (np.append(X.ravel(), np.float32(0)),)
     ),
     Case("linear", lambda ops, x, w: ops.linear(x, w), lambda x, w: x @ w.T, (X, normal(7, 5))),
+    # Rows of whole numbers up to 7 are exact in 8-bit floats, so that rounding and plain products agree; their gradients are not.
+    Case("fp8_linear", lambda ops, x, w: ops.fp8_linear(x, w), lambda x, w: x @ w.T, (EIGHT_BITS, TERNARY), False),
     Case("rms_norm", lambda ops, x: ops.rms_norm(x), lambda x: x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6), (X,)),
     Case("rms_norm", lambda ops, x: ops.rms_norm(x), lambda x: x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6), (X * 1e-3,), False),
     Case("rms_norm", lambda ops, x: ops.rms_norm(x), lambda x: x, (np.zeros((2, 4), np.float32),), False),
@@ -122,6 +126,12 @@ CASES = [
         "attention", lambda ops, q, k, v: ops.attention(q, k, v), attention, (normal(1, 3, 17, 4), normal(1, 3, 17, 4), normal(1, 3, 17, 4))
     ),
     Case("attention", lambda ops, q, k, v: ops.attention(q, k, v), attention, (normal(1, 4, 1, 8), normal(1, 1, 1, 8), normal(1, 1, 1, 8))),
+    Case(
+        "flash_attention",
+        lambda ops, q, k, v: ops.flash_attention(q, k, v),
+        attention,
+        (normal(2, 4, 9, 8), normal(2, 2, 9, 8), normal(2, 2, 9, 8)),
+    ),
     Case(
         "masked_attention",
         lambda ops, q, k, v, m: ops.masked_attention(q, k, v, m),

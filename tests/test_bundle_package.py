@@ -24,6 +24,7 @@ GRID = FLAG_SETS | {
     "halves": {"matrix_scheme": "fp16", "ternary_scale": "least_squares"},
     "ternary_rows": {"engram_buckets": 64, "engram_bits": 1, "ema_decay": 0.9, "muon_row_norm": "true"},
     "bfloat16": {"compute_dtype": "bfloat16", "full_precision_fraction": 0.5},
+    "eight_bits": {"fp8": "true", "bitnet_group_size": 64, "attention_kernel": "flash", "compute_dtype": "bfloat16"},
     "compiled": {"compile": "true", "yarn_max_len": 32, "eval_stride": 32},
 }
 FAST = ("odd_all", "integers")

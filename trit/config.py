@@ -95,6 +95,14 @@ class TrainConfig:
     ema_decay: float = setting(0.0, "decay of the moving average of weights; 0 switches it off")
     ema_start_fraction: float = setting(0.4, "share of the budget after which averaging starts")
     compute_dtype: str = setting("float32", "type of activations and products", choices=("float32", "bfloat16"))
+    fp8: bool = setting(
+        False, "products with ternary matrices in 8-bit floats, in training only: CUDA from Ada and Hopper on; a CPU rounds alike, slowly"
+    )
+    attention_kernel: str = setting(
+        "sdpa",
+        "sdpa: torch's own choice; flash: FlashAttention 3 or 2 where a machine has it and it is right on a trial, which is printed",
+        choices=("sdpa", "flash"),
+    )
     compile: bool = setting(False, "compile the training step (torch.compile, or mx.compile)", env="TORCH_COMPILE")
     log_every: int = setting(50, "steps between log lines", env="TRAIN_LOG_EVERY")
     checkpoint_every: int = setting(0, "steps between checkpoints; 0 writes one at the end and at Ctrl-C only")
@@ -197,6 +205,21 @@ def nearest_multiples(value, step):
     """The two multiples of `step` around `value`, both positive."""
     below = value // step * step
     return (below, below + step) if below else (step,)
+
+
+def check_fp8(config, require):
+    """What train.fp8 asks of the matrices: exact in 8-bit floats but for one scale a row, in every step, of sizes that GPUs multiply."""
+    quant, matrices = config.quant, [spec for spec in load_arch(config.model.name).param_specs(config) if spec.group == "matrix"]
+    require(quant.matrix_scheme == "ternary", "quant.matrix_scheme", quant.matrix_scheme, "is not exact in train.fp8; it takes ternary")
+    require(not quant.rotate_matrices, "quant.rotate_matrices", True, "makes matrices that train.fp8 would round; set it to false")
+    phase = quant.full_precision_fraction
+    require(phase == 0, "quant.full_precision_fraction", phase, "trains matrices that train.fp8 would round; set it to 0")
+    widest = max(spec.shape[-1] for spec in matrices)
+    size = quant.bitnet_group_size
+    require(size >= widest, "quant.bitnet_group_size", size, f"cuts rows, whose one scale train.fp8 folds away; {widest} or more does not")
+    for spec in matrices:
+        odd = next((length for length in spec.shape if length % 16), 0)
+        require(not odd, "train.fp8", True, f"multiplies by 16 numbers at a time, which {spec.name} {spec.shape} is not made of")
 
 
 def validate(config, world_size=1):
@@ -305,6 +328,14 @@ def validate(config, world_size=1):
             require(getattr(evaluation, name) > 0, f"eval.{name}", getattr(evaluation, name), "must be positive")
         require(0 <= evaluation.ttt_momentum < 1, "eval.ttt_momentum", evaluation.ttt_momentum, "must be at least 0 and below 1")
         scope_specs(load_arch(model.name).param_specs(config), evaluation.ttt_scope)
+    if train.attention_kernel == "flash":
+        kernel = train.attention_kernel
+        require(
+            train.compute_dtype == "bfloat16", "train.attention_kernel", kernel, "takes 16-bit floats; set train.compute_dtype=bfloat16"
+        )
+        require(not model.isolate_documents, "train.attention_kernel", kernel, "has no mask for model.isolate_documents; set it to sdpa")
+    if train.fp8:
+        check_fp8(config, require)
     for spec in load_arch(model.name).param_specs(config):
         if spec.scheme != "fp16" and group_layout(spec)[2] and (spec.rotate or (train.compile and spec.group_size <= spec.shape[-1])):
             name = "quant.bitnet_group_size" if spec.group == "matrix" else "quant.embed_group_size"

@@ -46,6 +46,13 @@ def rotate(ops, cfg, x, rotary):
     return ops.concat([a * cos - b * sin, b * cos + a * sin, rest], -1)
 
 
+def choose_attention(ops, cfg, like):
+    """Let `ops.flash_attention` choose its kernel, on heads like the model's, before a function that calls it is compiled."""
+    shape = (1, cfg.model.num_heads, 1, cfg.model.model_dim // cfg.model.num_heads)
+    heads = ops.cast(ops.zeros(shape, like), cfg.train.compute_dtype)
+    ops.flash_attention(heads, heads[:, : cfg.model.num_kv_heads], heads[:, : cfg.model.num_kv_heads])
+
+
 def attention_layer(ops, p, cfg, name, x, rotary, first_values, exclude_self):
     """x (B, T, C) -> (output (B, T, C), values (B, K, T, D)). `first_values` is None in the first layer.
 
@@ -65,7 +72,12 @@ def attention_layer(ops, p, cfg, name, x, rotary, first_values, exclude_self):
     if cfg.model.value_residual and first_values is not None:
         keep = ops.sigmoid(p[name + ".value_mix"])
         v = keep * v + (1.0 - keep) * first_values
-    y = ops.masked_attention(q, k, v, visible) if cfg.model.isolate_documents else ops.attention(q, k, v)
+    if cfg.model.isolate_documents:
+        y = ops.masked_attention(q, k, v, visible)
+    elif cfg.train.attention_kernel == "flash":
+        y = ops.flash_attention(q, k, v)
+    else:
+        y = ops.attention(q, k, v)
     if cfg.model.xsa_layers and exclude_self:
         grouped = ops.reshape(y, (batch, kv_heads, heads // kv_heads, length, head_dim))
         own = ops.reshape(v, (batch, kv_heads, 1, length, head_dim))

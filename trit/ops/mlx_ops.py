@@ -148,6 +148,11 @@ def linear(x, weight):
     return x @ weight.T
 
 
+def fp8_linear(x, weight):
+    """`linear`: MLX multiplies no 8-bit floats, so its backend refuses train.fp8."""
+    return x @ weight.T
+
+
 def rms_norm(x):
     """`x` divided by the root mean square of its last axis (epsilon 1e-6)."""
     return mx.fast.rms_norm(x, None, 1e-6)
@@ -156,6 +161,11 @@ def rms_norm(x):
 def attention(q, k, v):
     """Causal attention: q (B, H, T, D), k and v (B, K, T, D) with K dividing H; scores are scaled by 1/sqrt(D). -> (B, H, T, D)."""
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5, mask="causal")
+
+
+def flash_attention(q, k, v):
+    """`attention`: MLX has one kernel."""
+    return attention(q, k, v)
 
 
 def masked_attention(q, k, v, visible):

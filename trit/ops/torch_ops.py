@@ -7,6 +7,9 @@ import torch
 import torch.nn.functional as functional
 from torch.utils.checkpoint import checkpoint
 
+from trit.ops.torch_flash import flash_kernel
+from trit.ops.torch_fp8 import Fp8Product
+
 
 def from_numpy(array, like=None):
     """numpy array -> tensor (a copy), on the device of `like` where given."""
@@ -150,6 +153,11 @@ def linear(x, weight):
     return functional.linear(x, weight)
 
 
+def fp8_linear(x, weight):
+    """`linear` in 8-bit floats: x (..., I) rounds, a decoded ternary matrix (O, I) with one scale a row does not. Multiples of 16."""
+    return Fp8Product.apply(x.reshape(-1, x.shape[-1]), weight).reshape(*x.shape[:-1], -1)
+
+
 def rms_norm(x):
     """`x` divided by the root mean square of its last axis (epsilon 1e-6)."""
     return functional.rms_norm(x, x.shape[-1:], eps=1e-6)
@@ -158,6 +166,11 @@ def rms_norm(x):
 def attention(q, k, v):
     """Causal attention: q (B, H, T, D), k and v (B, K, T, D) with K dividing H; scores are scaled by 1/sqrt(D). -> (B, H, T, D)."""
     return functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def flash_attention(q, k, v):
+    """`attention`, by FlashAttention where this machine has it: chosen at the first call and printed. Measurements in float32 keep `attention`."""
+    return (attention if q.dtype == torch.float32 else flash_kernel(q, k, attention))(q, k, v)
 
 
 def masked_attention(q, k, v, visible):

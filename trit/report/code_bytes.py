@@ -26,6 +26,8 @@ FEATURES = {
     "training": (["eval.evaluation_only=false"], ["eval.evaluation_only=true"]),
     "compile": (["train.compile=true"], ["train.compile=false"]),
     "bfloat16": (["train.compute_dtype=bfloat16"], ["train.compute_dtype=float32"]),
+    "8-bit products": (["train.fp8=true", "quant.bitnet_group_size=65536"], ["train.fp8=false"]),
+    "FlashAttention": (["train.attention_kernel=flash", "train.compute_dtype=bfloat16"], ["train.attention_kernel=sdpa"]),
     "full-precision phase": (["quant.full_precision_fraction=0.2"], ["quant.full_precision_fraction=0"]),
     "moving average": (["train.ema_decay=0.99"], ["train.ema_decay=0"]),
     "row norm of Muon": (["train.muon_row_norm=true"], ["train.muon_row_norm=false"]),

@@ -25,9 +25,10 @@ def training_loss(ops, arch, cfg, q, tokens, targets):
     """(objective, cross-entropy), scalars in nats a token, of seen weights `q` on int arrays (B, T).
 
     The objective adds the architecture's auxiliary losses. With train.loss_chunk_tokens no more logits than that exist at once, neither
-    here nor in the backward pass, which computes them again.
+    here nor in the backward pass, which computes them again. With train.fp8 the stream is computed with products in 8-bit floats, but
+    not read out.
     """
-    stream, auxiliary = arch.forward(ops, q, cfg, tokens)
+    stream, auxiliary = arch.forward(ops, {**q, "fp8": True} if cfg.train.fp8 else q, cfg, tokens)
     count = tokens.shape[0] * tokens.shape[1]
     if cfg.train.loss_chunk_tokens:
         stream, targets = ops.reshape(stream, (1, count, -1)), ops.reshape(targets, (1, count))

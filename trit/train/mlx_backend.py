@@ -80,7 +80,9 @@ def squared_gradients(ops, arch, cfg, arrays, inputs, targets, process):
 
 
 def make_backend(ops, arch, cfg, specs, arrays, process):
-    """`Backend` over the parameter table `specs`, started from numpy `arrays`."""
+    """`Backend` over the parameter table `specs`, started from numpy `arrays`. ValueError where MLX cannot do what is set."""
+    if cfg.train.fp8:
+        raise ValueError("train.fp8=True: MLX multiplies no 8-bit floats; train with PyTorch (train_gpt.py) or set train.fp8=false")
     names = [spec.name for spec in specs]
 
     def arrays_of(flat, pattern):

@@ -1,4 +1,4 @@
-"""The PyTorch side of training and evaluation: processes, gradients, the step. With `ops/torch_ops` the only importer of torch."""
+"""The PyTorch side of training and evaluation: processes, gradients, the step. With `ops/torch_*` the only importer of torch."""
 
 import os
 from datetime import timedelta
@@ -9,6 +9,7 @@ import torch.distributed as distributed
 
 from trit.eval.temperature import model_logits, scored_logits
 from trit.eval.ttt import adapted
+from trit.layers.attention import choose_attention
 from trit.train.backend import Backend, Evaluator, Process
 from trit.train.loss import rate_price, seen_weights, training_loss
 from trit.train.optimizer import optimizer_state, optimizer_step, spread, stacked, stacks
@@ -151,6 +152,12 @@ def whole_stacks(process, matrices, parts):
     return found
 
 
+def check_fp8_units(process):
+    """ValueError where this process's GPU multiplies no 8-bit floats; a CPU rounds alike with float32 products, for tests and studies."""
+    if process.device != "cpu" and torch.cuda.get_device_capability() < (8, 9):
+        raise ValueError("train.fp8=True needs a GPU that multiplies 8-bit floats (Ada, Hopper or newer); set train.fp8=false")
+
+
 def make_backend(ops, arch, cfg, specs, arrays, process):
     """`Backend` over the parameter table `specs`, started from numpy `arrays`.
 
@@ -168,6 +175,10 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
 
     held = {"p": on_device(arrays, "{}"), "ema": {}, "clock": None}
     held["state"] = optimizer_state(ops, specs, own(held["p"]))
+    if cfg.train.attention_kernel == "flash":
+        choose_attention(ops, cfg, next(iter(held["p"].values())))
+    if cfg.train.fp8:
+        check_fp8_units(process)
 
     def loss_function(weights, tokens, targets):
         return training_loss(ops, arch, cfg, weights, tokens, targets)

@@ -1,0 +1,38 @@
+"""Products with ternary matrices in 8-bit floats: the matrix is exact in them, only activations (e4m3) and gradients (e5m2) round.
+
+A ternary matrix with one scale a row is diag(scales) codes, so the scales fold out of both products, x W^T = (x codes^T) scales and
+g W = (g scales) codes, as do the scales of the rows of x and g, which are dynamic: no row depends on another, so a token's product
+depends on that token alone. The gradient of the matrix sums over tokens, whose scales do not fold out of that, and 8-bit units would
+want both factors transposed in memory first: it stays a product in the type of x. Shapes: M tokens, I inputs, O outputs.
+"""
+
+import torch
+
+
+def rounded_product(rows, matrix, kind, fast):
+    """rows (M, I) in 8-bit floats of `kind`, each row scaled to their range, times codes (I, O) -> float32 (M, O).
+
+    `fast` lets Hopper's units sum in fewer bits. GPUs since Ada multiply 8-bit floats; a CPU rounds alike and sums in float32.
+    """
+    scales = torch.amax(torch.abs(rows), 1, True).float().clamp_min(1e-30) / torch.finfo(kind).max
+    one = torch.ones((), device=rows.device)
+    rounded = (rows / scales).to(kind).contiguous()
+    return torch._scaled_mm(rounded, matrix, one, one, out_dtype=rows.dtype, use_fast_accum=fast) * scales
+
+
+class Fp8Product(torch.autograd.Function):
+    """x (M, I) times a ternary matrix (O, I) with one scale a row, decoded -> (M, O) of the type of x."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        # Signs and largest magnitudes give codes and scales back exactly; a quotient need not, as GPUs divide.
+        codes, scales = torch.sign(weight).to(torch.float8_e4m3fn), torch.amax(torch.abs(weight), 1)
+        ctx.save_for_backward(x, codes, scales)
+        return (rounded_product(x, codes.t(), torch.float8_e4m3fn, True) * scales).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, codes, scales = ctx.saved_tensors
+        # The units read both factors along the summed axis, so the codes are laid out anew for it.
+        back = rounded_product(gradient * scales, codes.t().contiguous().t(), torch.float8_e5m2, False)
+        return back.to(x.dtype), gradient.t() @ x
