@@ -1,15 +1,17 @@
 """Train with PyTorch on CPU or CUDA, alone or under torchrun: python train_gpt.py [--config preset.toml] [key=value ...]
 
 Writes runs/<run_id>/: config.json, run.json, train.log, metrics.jsonl, checkpoint.npz. Ctrl-C saves; resume=true continues.
+--profile adds trace.json.gz (ui.perfetto.dev) and profile.txt of a few steps after the start.
 """
 
 from trit.launch import launch
 from trit.ops import torch_ops
 from trit.train.torch_backend import make_backend, start_process
+from trit.train.torch_profile import with_profile
 
 
 def main(arguments=None):
-    launch(arguments, __doc__, torch_ops, start_process, make_backend)
+    launch(arguments, __doc__, torch_ops, start_process, make_backend, with_profile)
 
 
 if __name__ == "__main__":

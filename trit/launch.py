@@ -54,10 +54,14 @@ def stoppable(backend):
     return backend._replace(slowest=lambda seconds: backend.slowest(math.inf if asked else seconds))
 
 
-def launch(arguments, text, ops, start_process, make_backend):
-    """Train with the given array vocabulary and backend. `text` is the help of the command; exits non-zero on a user's mistake."""
+def launch(arguments, text, ops, start_process, make_backend, with_profile=None):
+    """Train with the given array vocabulary and backend. `text` is the help of the command; exits non-zero on a user's mistake.
+
+    `with_profile(backend, folder, first, log)` gives the backend that records steps for --profile, where the array library has one.
+    """
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", help="preset, for example configs/demo.toml")
+    parser.add_argument("--profile", action="store_true", help="record a few steps after the start in the run folder: trace and summary")
     options, overrides = parser.parse_known_args(arguments)
     folder = Path("runs")
     # Schedulers and pods end a run with SIGTERM: it saves like Ctrl-C.
@@ -66,6 +70,8 @@ def launch(arguments, text, ops, start_process, make_backend):
     # Nothing opens it again: a run that reads validation text, at any point, ends with the place that asked.
     firewall = Firewall().close()
     try:
+        if options.profile and not with_profile:
+            raise ValueError("--profile needs PyTorch: python train_gpt.py --profile; for MLX see mx.metal.start_capture and Xcode")
         process = start_process()
         config, run, settings, folder, resumed = prepare_run(options, overrides, process.world)
         firewall.protect(*validation_files(run.data_path))
@@ -86,6 +92,9 @@ def launch(arguments, text, ops, start_process, make_backend):
                 save_checkpoint(folder / "checkpoint.npz", config, *state)
 
         backend = make_backend(ops, arch, config, specs, init_params(specs, run.seed), process)
+        if options.profile:
+            # After compilation and the first steps on the clock.
+            backend = with_profile(backend, folder, config.train.warmup_steps + 5, log)
         backend = with_prediction(stoppable(backend), ops, config, specs, log)
         run_training(config, specs, backend, run.data_path, run.seed, log, resumed, save_state)
         firewall.ensure_unread()
