@@ -132,7 +132,7 @@ def test_profile_leaves_a_trace_and_a_summary(tmp_path):
     log.line = lines.append
     backend = with_profile(start(cfg), tmp_path, 1, log)
     for _ in range(6):
-        assert len(backend.step(tokens, tokens, 1.0, True, False)) == 2
+        assert len(backend.step(tokens, tokens, 1.0, True, False)()) == 2
     assert "traceEvents" in json.loads(gzip.open(tmp_path / TRACE).read())
     assert "aten::" in (tmp_path / SUMMARY).read_text() and len(lines) == 1
     command = [sys.executable, str(ROOT / "train_gpt_mlx.py"), "--profile"]
