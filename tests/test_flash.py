@@ -186,7 +186,7 @@ def test_a_backend_chooses_before_its_first_step_and_learns_the_same(monkeypatch
     backend = start(tiny_config(**SETTINGS))
     assert capsys.readouterr().out == "attention: FlashAttention 3\n"
     other = start(tiny_config(compute_dtype="bfloat16"))
-    found = [[each.step(rows[:, :-1], rows[:, 1:], 1.0, True, False) for _ in range(3)] for each in (backend, other)]
+    found = [[each.step(rows[:, :-1], rows[:, 1:], 1.0, True, False)() for _ in range(3)] for each in (backend, other)]
     assert np.allclose(*found, atol=0.03)
 
 

@@ -102,7 +102,7 @@ def test_training_in_eight_bits_learns_alike_and_scores_without_them():
     cfg, plain = tiny_config(**FP8), tiny_config(bitnet_group_size=64)
     rows = random_tokens(cfg, 4, 33)
     ours, theirs = start(cfg), start(plain)
-    found = [[backend.step(rows[:, :-1], rows[:, 1:], 1.0, True, False) for _ in range(12)] for backend in (ours, theirs)]
+    found = [[backend.step(rows[:, :-1], rows[:, 1:], 1.0, True, False)() for _ in range(12)] for backend in (ours, theirs)]
     assert found[0] != found[1] and np.allclose(*found, atol=0.05) and found[0][-1][0] < found[0][0][0] - 0.5
     side, arrays = BACKENDS["torch"], ours.export()
     process = side.module.Process(0, 1, "cpu")
@@ -118,7 +118,7 @@ def test_a_compiled_step_in_eight_bits_equals_the_plain_one(dtype):
     cfg = tiny_config(**FP8, num_layers=1, compute_dtype=dtype)
     rows = random_tokens(cfg, 4, 33)
     pair = start(cfg), start(dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, compile=True)))
-    found = [[backend.step(rows[:, :-1], rows[:, 1:], 1.0, True, False) for _ in range(3)] for backend in pair]
+    found = [[backend.step(rows[:, :-1], rows[:, 1:], 1.0, True, False)() for _ in range(3)] for backend in pair]
     assert np.allclose(*found, atol=0.02)
 
 
