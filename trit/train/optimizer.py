@@ -79,8 +79,11 @@ def group_rate(cfg, spec):
 
 def optimizer_state(ops, specs, held):
     """{key: zero moments} of {key: array}: one for Muon, two for Adam; and the number of steps done, under "step"."""
-    state = {key: (ops.zeros(held[key].shape, held[key]),) * (1 if m[0].group == "matrix" else 2) for key, m in stacks(specs).items()}
-    return state | {"step": (ops.zeros((), next(iter(held.values()))),)}
+    # No array twice: a compiled step would be compiled again when they part.
+    state = {}
+    for key, (spec, *_) in stacks(specs).items():
+        state[key] = tuple(ops.zeros(held[key].shape, held[key]) for _ in range(1 if spec.group == "matrix" else 2))
+    return state | {"step": (ops.zeros((), held[key]),)}
 
 
 def optimizer_step(ops, cfg, specs, held, gradients, state, factor, norm):

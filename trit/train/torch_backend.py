@@ -198,7 +198,9 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
         return optimizer_step(ops, cfg, specs, parts, gradients, state, factor, norm)
 
     if cfg.train.compile:
-        loss_function, seen, square, update = (compiled(function) for function in (loss_function, seen, square, update))
+        loss_function, seen = compiled(loss_function), compiled(seen)
+        if process.device != "cpu":  # on a CPU the update takes a minute to compile and is no faster for it
+            square, update = compiled(square), compiled(update)
 
     def gradients_of(inputs, targets, rounded):
         """Mean loss and {name: gradient} over this step's micro-batches on this rank."""
