@@ -1,23 +1,22 @@
 """Products with ternary matrices in 8-bit floats: the matrix is exact in them, only activations (e4m3) and gradients (e5m2) round.
 
-A ternary matrix with one scale a row is diag(scales) codes, so the scales fold out of both products, x W^T = (x codes^T) scales and
-g W = (g scales) codes, as do the scales of the rows of x and g, which are dynamic: no row depends on another, so a token's product
-depends on that token alone. The gradient of the matrix sums over tokens, whose scales do not fold out of that, and 8-bit units would
-want both factors transposed in memory first: it stays a product in the type of x. Shapes: M tokens, I inputs, O outputs.
+A ternary matrix with one scale a row is diag(scales) codes, so its scales fold out of both products: x W^T = (x codes^T) scales and
+g W = (g scales) codes. So do those of the rows of x and g, which are dynamic: no row depends on another, and a token's product on no
+other token. The gradient of the matrix sums over tokens, whose scales do not fold out of that, and 8-bit units would want both factors
+transposed in memory first: it stays a product in the type of x. Shapes: M tokens, I inputs, O outputs.
 """
 
 import torch
 
 
-def rounded_product(rows, matrix, kind, fast):
-    """rows (M, I) in 8-bit floats of `kind`, each row scaled to their range, times codes (I, O) -> float32 (M, O).
+def rounded_product(rows, codes, scales, kind, fast):
+    """rows (M, I) in 8-bit floats of `kind`, each row scaled to their range, times codes (I, O) and scales (1, O) -> (M, O) of rows' type.
 
-    `fast` lets Hopper's units sum in fewer bits. GPUs since Ada multiply 8-bit floats; a CPU rounds alike and sums in float32.
+    `fast` lets Hopper's units sum in fewer bits. A CPU rounds alike and sums in float32.
     """
-    scales = torch.amax(torch.abs(rows), 1, True).float().clamp_min(1e-30) / torch.finfo(kind).max
-    one = torch.ones((), device=rows.device)
-    rounded = (rows / scales).to(kind).contiguous()
-    return torch._scaled_mm(rounded, matrix, one, one, out_dtype=rows.dtype, use_fast_accum=fast) * scales
+    row_scales = torch.amax(torch.abs(rows), 1, True).float().clamp_min(1e-30) / torch.finfo(kind).max
+    rounded = (rows / row_scales).to(kind).contiguous()
+    return torch._scaled_mm(rounded, codes, row_scales, scales, out_dtype=rows.dtype, use_fast_accum=fast)
 
 
 class Fp8Product(torch.autograd.Function):
@@ -28,11 +27,11 @@ class Fp8Product(torch.autograd.Function):
         # Signs and largest magnitudes give codes and scales back exactly; a quotient need not, as GPUs divide.
         codes, scales = torch.sign(weight).to(torch.float8_e4m3fn), torch.amax(torch.abs(weight), 1)
         ctx.save_for_backward(x, codes, scales)
-        return (rounded_product(x, codes.t(), torch.float8_e4m3fn, True) * scales).to(x.dtype)
+        return rounded_product(x, codes.t(), scales.float()[None], torch.float8_e4m3fn, True)
 
     @staticmethod
     def backward(ctx, gradient):
         x, codes, scales = ctx.saved_tensors
+        ones = torch.ones((1, codes.shape[1]), device=x.device)
         # The units read both factors along the summed axis, so the codes are laid out anew for it.
-        back = rounded_product(gradient * scales, codes.t().contiguous().t(), torch.float8_e5m2, False)
-        return back.to(x.dtype), gradient.t() @ x
+        return rounded_product(gradient * scales, codes.t().contiguous().t(), ones, torch.float8_e5m2, False), gradient.t() @ x
