@@ -19,7 +19,7 @@ from benchmarks.trained import load_trained
 from trit.data.loader import calibration_tokens
 from trit.eval.mixture import NgramMixture, magnitude
 from trit.eval.ngram import NgramMemory
-from trit.eval.score import score_windows
+from trit.eval.score import score_windows, window_shape
 from trit.ops import torch_ops
 from trit.train.torch_backend import evaluator, start_process
 
@@ -27,7 +27,7 @@ from trit.train.torch_backend import evaluator, start_process
 def model_rows(model, config, tokens):
     """Log-probabilities float16 (n - 1, V) of sliding windows."""
     rows = np.zeros((len(tokens) - 1, config.model.vocab_size), np.float16)
-    for start, first, width in score_windows(len(tokens) - 1, config.eval.eval_seq_len, config.eval.eval_stride):
+    for start, first, width in score_windows(len(tokens) - 1, *window_shape(config)):
         rows[start + first : start + width] = model.rows(tokens[None, start : start + width], None, first)[0]
     return rows
 

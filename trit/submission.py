@@ -18,7 +18,7 @@ from trit.data.byte_count import byte_table
 from trit.data.files import atomic_write
 from trit.data.loader import calibration_tokens, validation_tokens
 from trit.data.manifest import resolve_tokenizer
-from trit.eval.score import score_tokens, summarise
+from trit.eval.score import score_tokens, summarise, window_shape
 from trit.eval.temperature import artifact_specs, fit_sharpness
 from trit.params import init_params
 from trit.train.log import Log
@@ -173,7 +173,7 @@ def main(cfg, ops, arch):
     spent = (time.perf_counter() - begin) * 1000
     log.line(
         f"final_ternary_roundtrip_exact val_loss:{score.loss:.8f} val_bpb:{score.bpb:.8f} tokens:{score.tokens} bytes:{score.bytes} "
-        f"stride:{cfg.eval.eval_stride} eval_time:{spent:.0f}ms"
+        f"stride:{window_shape(cfg)[1]} eval_time:{spent:.0f}ms"
     )
     if os.environ.get("LOSSES") and process.rank == 0:
         atomic_write(os.environ["LOSSES"], losses.tobytes())

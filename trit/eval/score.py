@@ -40,6 +40,14 @@ def score_windows(positions, length, stride):
     return windows
 
 
+def window_shape(cfg):
+    """(tokens in a window, tokens newly scored in it): overlapping windows, or segments whose attention reaches eval_seq_len back,
+    which overlap by that much, so that every scored token but the first ones has a full context."""
+    if cfg.eval.eval_segment_tokens:
+        return cfg.eval.eval_segment_tokens, cfg.eval.eval_segment_tokens - cfg.eval.eval_seq_len
+    return cfg.eval.eval_seq_len, cfg.eval.eval_stride
+
+
 def window_chunks(windows, tokens):
     """Lists of consecutive windows that newly score at most `tokens` positions together, or hold a single window."""
     chunks, room = [], 0
@@ -72,7 +80,7 @@ def model_values(cfg, model, changes, tokens, windows, low, high, whole):
 def whole_row(cfg, model, changes, engram, ngram, windows, tokens, start, position):
     """Final log-probabilities (V,) of all tokens at `position`, where the memories have absorbed tokens up to `start`."""
     first, _, width = next(window for window in windows if window[0] + window[1] <= position < window[0] + window[2])
-    row = model.rows(tokens[None, first : first + width], changes)[:, position - first]
+    row = model.rows(tokens[None, first : first + width], changes, position - first)[:, 0]
     before, p = tokens[start + 1 : position + 1], np.exp(row[0].astype(np.float64))
     if cfg.eval.eval_engram_buckets:
         p = engram.probabilities(before, np.arange(cfg.model.vocab_size)[None], row)[0][0]
@@ -92,7 +100,7 @@ def score_tokens(ops, arch, cfg, model, tokens, log=None, rows_at=()):
         raise ValueError(f"a text of {len(tokens)} tokens has nothing to score; at least 2 are needed")
     losses, counts = np.zeros(positions), np.zeros(positions, np.int32)
     kept = np.zeros((len(rows_at), cfg.model.vocab_size))
-    chunks = window_chunks(score_windows(positions, cfg.eval.eval_seq_len, cfg.eval.eval_stride), cfg.eval.eval_chunk_tokens)
+    chunks = window_chunks(score_windows(positions, *window_shape(cfg)), cfg.eval.eval_chunk_tokens)
     boundary = BOS_ID if cfg.model.isolate_documents else -1
     engram = ngram = changes = None
     if cfg.eval.eval_engram_buckets:
@@ -131,7 +139,9 @@ def score_tokens(ops, arch, cfg, model, tokens, log=None, rows_at=()):
                 if cfg.eval.ngram_order:
                     ngram.learn(ngram_tape, came)
             if cfg.eval.ttt_scope != "none" and number + 1 < len(chunks):
-                changes = learn_chunk(ops, cfg, model, velocity, changes, tokens[: high + 1], low, high, high / positions)
+                for start in range(low, high, cfg.eval.eval_chunk_tokens):  # a long segment is learned from in several steps
+                    end = min(start + cfg.eval.eval_chunk_tokens, high)
+                    changes = learn_chunk(ops, cfg, model, velocity, changes, tokens[: end + 1], start, end, end / positions)
     return losses, counts, kept
 
 
