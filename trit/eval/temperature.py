@@ -4,21 +4,34 @@ import numpy as np
 
 from trit.params import scalar_spec
 
+READ_POSITIONS = 4096  # positions whose logits exist at once
+
 
 def artifact_specs(arch, cfg):
     """Table of all tensors of the artifact: the architecture's, and the sharpness (1 / temperature) where it is fitted."""
     return arch.param_specs(cfg) + ([scalar_spec(cfg, "sharpness", (1,), 1.0)] if cfg.eval.fit_temperature else [])
 
 
-def model_logits(ops, arch, cfg, p, tokens, first=0):
-    """Logits (B, T - first, V) float32 of a model. The positions before `first` are context only: nothing is read out there."""
-    return arch.readout(ops, p, cfg, arch.forward(ops, p, cfg, tokens)[0][:, first:])
+def model_logits(ops, arch, cfg, p, tokens):
+    """Logits (B, T, V) float32 of a model."""
+    return arch.readout(ops, p, cfg, arch.forward(ops, p, cfg, tokens)[0])
 
 
-def scored_logits(ops, arch, cfg, p, tokens, first=0):
-    """Logits (B, T - first, V) float32 that are scored: the model's, times the stored sharpness where there is one."""
-    logits = model_logits(ops, arch, cfg, p, tokens, first)
+def scored_logits(ops, arch, cfg, p, stream):
+    """Logits (B, T, V) float32 that are scored, of any positions of the stream: the model's, times the stored sharpness if there is one."""
+    logits = arch.readout(ops, p, cfg, stream)
     return logits * ops.cast(p["sharpness"], "float32") if cfg.eval.fit_temperature else logits
+
+
+def scored_losses(ops, arch, cfg, p, tokens, targets, first=0):
+    """Losses (B, T - first) float32 in nats of int targets (B, T). The positions before `first` are context only: nothing is read out
+    there. However long the tokens, the logits of no more than READ_POSITIONS exist at once."""
+    stream, losses = arch.forward(ops, p, cfg, tokens)[0], []
+    step = max(READ_POSITIONS // tokens.shape[0], 1)
+    for low in range(first, tokens.shape[1], step):
+        logits = scored_logits(ops, arch, cfg, p, stream[:, low : low + step])
+        losses.append(ops.cross_entropy(logits, targets[:, low : low + step]))
+    return ops.concat(losses, 1)
 
 
 def fit_sharpness(rows, tokens, length):
