@@ -66,6 +66,15 @@ def test_result_does_not_depend_on_batch_size_and_repeats(part):
         assert (scored(part, tokens, eval_batch_seqs=batch)[0] == losses).all(), batch
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["plain", "lora"])
+def test_a_compiled_evaluation_scores_alike_and_repeats(part):
+    tokens = text(700)
+    found = scored(part, tokens, eval_compile="true")[0]
+    assert np.abs(found - scored(part, tokens)[0]).max() < 1e-4
+    assert (found == scored(part, tokens, eval_compile="true")[0]).all()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("part", EVAL_SETS)
 def test_no_loss_depends_on_later_tokens(part, backend):
