@@ -27,7 +27,7 @@ from trit.train.torch_backend import evaluator, start_process
 def model_rows(model, config, tokens):
     """Log-probabilities float16 (n - 1, V) of sliding windows."""
     rows = np.zeros((len(tokens) - 1, config.model.vocab_size), np.float16)
-    for start, first, width in score_windows(len(tokens) - 1, config.eval.eval_seq_len, config.eval.eval_stride):
+    for start, first, width in score_windows(config, len(tokens) - 1):
         rows[start + first : start + width] = model.rows(tokens[None, start : start + width], None, first)[0]
     return rows
 

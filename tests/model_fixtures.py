@@ -66,6 +66,14 @@ EVAL_SETS = {
     "scales": {"ttt_scope": "scales"},
     "lora": {"ttt_scope": "lora"},
     "all": {"ttt_scope": "lora", "ngram_order": 4, "eval_engram_buckets": 64, "fit_temperature": "true"},
+    "one_pass": {"eval_segment_tokens": 96, "eval_chunk_tokens": 130},
+    "one_pass_all": {
+        "eval_segment_tokens": 80,
+        "ttt_scope": "lora",
+        "ngram_order": 4,
+        "eval_engram_buckets": 64,
+        "isolate_documents": "true",
+    },
 }
 
 

@@ -60,7 +60,9 @@ def test_counted_file_alone_equals_the_package(arch, flags, shard_folder, tmp_pa
 
 
 @pytest.mark.parametrize("arch", arch_names())
-@pytest.mark.parametrize("part", [name if name == "all" else pytest.param(name, marks=pytest.mark.slow) for name in EVAL_SETS])
+@pytest.mark.parametrize(
+    "part", [name if name in ("all", "one_pass_all") else pytest.param(name, marks=pytest.mark.slow) for name in EVAL_SETS]
+)
 def test_counted_evaluator_alone_equals_the_package(arch, part, shard_folder, tmp_path):
     compare(evaluating(arch, part, vocab_size=260, ngram_nodes=2000), shard_folder, tmp_path, [0, 40, 333])
 

@@ -22,7 +22,14 @@ from trit.proof.touched import touched_checks
 from trit.report.record import package_sha256
 
 ROOT = Path(__file__).resolve().parent.parent
-EVALUATION = {"eval_seq_len": 16, "eval_stride": 8, "eval_batch_seqs": 3, "eval_chunk_tokens": 40, "memory_chunk_tokens": 10}
+EVALUATION = {
+    "eval_seq_len": 16,
+    "eval_stride": 8,
+    "eval_batch_seqs": 3,
+    "eval_chunk_tokens": 40,
+    "memory_chunk_tokens": 10,
+    "eval_segment_tokens": 0,
+}
 BYTES = byte_table("byte260", 260)
 
 
@@ -142,6 +149,15 @@ def test_replays_cover_every_border():
     again = plan_replay(EVALUATION, tokens[:length], 50, 6)
     assert all((a.tokens == b.tokens).all() for a, b in zip(replay.probes, again.probes))
     assert plan_replay(EVALUATION, tokens[:8], 50, 6).probes
+
+
+@pytest.mark.parametrize("segment", [17, 40, 100])
+def test_replays_cover_several_segments(segment):
+    evaluation = EVALUATION | {"eval_segment_tokens": segment}
+    length, stride = replay_length(evaluation, 10000), segment - 16
+    assert length > segment + 2 * stride and length > 3 * 40
+    cuts = cut_points(evaluation, length, 99, np.random.default_rng(0))
+    assert {segment, segment + 1, segment + stride, length - 1} <= set(cuts)
 
 
 FOLDER, HOME, PYTHON = "/run/0", "/run/home", "/python"

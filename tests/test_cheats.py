@@ -25,7 +25,7 @@ RUNS = {"runs alone", "normalised rows", "same twice"} | FUTURE
 MAIN = "    process, log = (start_process(), Log(int(os.environ.get('RANK', 0))))\n"
 CAME = "                came = tokens[start + 1:end + 1]\n"
 LEARN = "changes = learn_chunk(model, velocity, changes, tokens[:high + 1], low, high, high / positions)\n"
-VALUES = "            values = model_values(model, changes, tokens, windows, low, high, True)\n"
+VALUES = "            values = model_values(model, changes, tokens, windows, low, high)\n"
 SCORED = "    losses, counts, rows = score_tokens(evaluator(arrays, process), tokens, log, rows_at)\n"
 MEMORY = "    ngram = NgramMixture(3, 300, 4096, -1, 0.4)\n"
 SLOT = """

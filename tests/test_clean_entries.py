@@ -18,6 +18,8 @@ PARTS = {
     "n-gram memory that forgets": [*PLAIN, "eval.ngram_order=5", "eval.ngram_nodes=1250"],
     "EvalEngram": [*PLAIN, "eval.eval_engram_buckets=32"],
     "documents isolated": ["model.isolate_documents=true", "engram.engram_buckets=64", "engram.engram_row_dim=8"],
+    "one pass": [*PLAIN, "eval.eval_segment_tokens=40"],
+    "one pass, everything": ["eval.eval_segment_tokens=32", "eval.eval_batch_seqs=2", "model.isolate_documents=true"],
     "temperature": [*PLAIN, "eval.fit_temperature=true"],
     "integers in bfloat16": ["quant.matrix_scheme=int", "train.compute_dtype=bfloat16"],
     **{f"test-time training, {scope}": [*PLAIN, f"eval.ttt_scope={scope}"] for scope in TTT_SCOPES},

@@ -42,6 +42,8 @@ def test_layers_override_each_other_and_remember_where_values_came_from(tmp_path
         (["train.max_wallclock_seconds=900"], "exceeds what the track leaves"),
         (["engram.engram_buckets=64", "engram.engram_layer=9"], "outside the encoder"),
         (["eval.eval_stride=0"], "eval.eval_stride=0 must be 1 to"),
+        (["eval.eval_segment_tokens=256"], "eval_segment_tokens=256 must be 0 .overlapping windows. or more than eval.eval_seq_len=256"),
+        (["eval.eval_segment_tokens=512", "eval.eval_seq_len=128"], "limit attention in training too; at least 256"),
         (["track.track=10min"], "unknown track '10min'"),
         (["model.vocab_size=70000"], "16-bit ids"),
     ],

@@ -25,7 +25,7 @@ from trit.train.run import run_training
 
 SETTINGS = {"iterations": 6, "engram_buckets": 64, "ema_decay": 0.9, "ema_start_fraction": 0.3, "grad_accum_steps": 2, "log_every": 2}
 POISONED_STEP = 4
-EVALUATED = ("plain", "ngram", "scales", "all")
+EVALUATED = ("plain", "ngram", "scales", "all", "one_pass")
 
 
 def train_here(side, cfg, process, data_path):

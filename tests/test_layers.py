@@ -8,7 +8,7 @@ import torch
 from model_fixtures import random_arrays, random_tokens, tiny_config
 
 from trit.eval.temperature import model_logits
-from trit.layers.attention import attention_layer, attention_specs, rope_frequencies, rotary_tables, rotate
+from trit.layers.attention import attention_layer, attention_specs, attention_tables, rope_frequencies, rotate
 from trit.layers.embed import token_logits
 from trit.layers.engram import engram_layer, engram_rows, engram_specs
 from trit.layers.mlp import mlp_layer, mlp_specs
@@ -25,7 +25,7 @@ def tensors(specs, seed=0):
 
 def run_attention(cfg, p, exclude_self, first_values=None, seed=2):
     x = torch.from_numpy(np.random.default_rng(seed).normal(0, 1, (2, LENGTH, cfg.model.model_dim)).astype(np.float32))
-    return attention_layer(torch_ops, p, cfg, "a", x, rotary_tables(torch_ops, cfg, LENGTH, x), first_values, exclude_self)
+    return attention_layer(torch_ops, p, cfg, "a", x, attention_tables(torch_ops, cfg, x[..., 0]), first_values, exclude_self)
 
 
 @pytest.mark.parametrize("yarn", [32, 256])
@@ -33,7 +33,7 @@ def test_rotary_scores_depend_on_the_distance_alone(yarn):
     cfg = tiny_config(yarn_max_len=yarn)
     generator = np.random.default_rng(0)
     q, k = (torch.from_numpy(generator.normal(0, 1, (1, 1, 1, 8)).astype(np.float32)).expand(1, 1, LENGTH, 8) for _ in range(2))
-    rotary = rotary_tables(torch_ops, cfg, LENGTH, q)
+    rotary = attention_tables(torch_ops, cfg, q[:, 0, :, 0])
     turned_q, turned_k = rotate(torch_ops, cfg, q, rotary), rotate(torch_ops, cfg, k, rotary)
     scores = (turned_q @ turned_k.transpose(-1, -2))[0, 0].numpy()
     for distance in range(LENGTH):

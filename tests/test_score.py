@@ -1,6 +1,7 @@
 """The scorer: every position once, from the past alone, whatever learns beside it; the same result for any batch size, twice over."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -32,10 +33,15 @@ def scored(part, tokens, backend="torch", rows_at=(), **overrides):
     return losses, rows
 
 
+def plan(length, stride):
+    """What `score_windows` reads of a `Config`."""
+    return SimpleNamespace(eval=SimpleNamespace(eval_seq_len=length, eval_stride=stride, eval_segment_tokens=0))
+
+
 @pytest.mark.parametrize("positions", [1, 2, 15, 16, 17, 31, 32, 33, 100])
 @pytest.mark.parametrize("stride", [1, 3, 4, 16])
 def test_windows_cover_every_position_once_with_full_context(positions, stride):
-    counts, windows = np.zeros(positions, int), score_windows(positions, 16, stride)
+    counts, windows = np.zeros(positions, int), score_windows(plan(16, stride), positions)
     for start, first, width in windows:
         counts[start + first : start + width] += 1
         assert start >= 0 and start + width <= positions
@@ -48,7 +54,7 @@ def test_windows_cover_every_position_once_with_full_context(positions, stride):
 
 
 def test_stride_equal_to_length_gives_chunks():
-    assert score_windows(48, 16, 16) == [(0, 0, 16), (16, 0, 16), (32, 0, 16)]
+    assert score_windows(plan(16, 16), 48) == [(0, 0, 16), (16, 0, 16), (32, 0, 16)]
 
 
 @pytest.mark.parametrize("part", EVAL_SETS)
@@ -64,6 +70,15 @@ def test_result_does_not_depend_on_batch_size_and_repeats(part):
     losses = scored(part, tokens)[0]
     for batch in (1, 7, 32):
         assert (scored(part, tokens, eval_batch_seqs=batch)[0] == losses).all(), batch
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["plain", "lora"])
+def test_a_compiled_evaluation_scores_alike_and_repeats(part):
+    tokens = text(700)
+    found = scored(part, tokens, eval_compile="true")[0]
+    assert np.abs(found - scored(part, tokens)[0]).max() < 1e-4
+    assert (found == scored(part, tokens, eval_compile="true")[0]).all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -129,7 +129,11 @@ class CompressConfig:
 class EvalConfig:
     eval_seq_len: int = setting(256, "tokens in an evaluation window")
     eval_stride: int = setting(64, "tokens newly scored in each window; eval_seq_len itself gives plain chunks")
+    eval_segment_tokens: int = setting(
+        0, "evaluate in one pass: segments of this many tokens, attention limited to the last eval_seq_len; 0 is overlapping windows"
+    )
     eval_batch_seqs: int = setting(32, "windows evaluated together; the score does not depend on it")
+    eval_compile: bool = setting(False, "compile the evaluator's forward (torch.compile): pays for overlapping windows over long texts")
     eval_chunk_tokens: int = setting(
         1024, "tokens that all ranks score together before test-time training takes a step on them; many on GPUs"
     )
@@ -315,6 +319,12 @@ def validate(config, world_size=1):
     )
     stride = evaluation.eval_stride
     require(0 < stride <= evaluation.eval_seq_len, "eval.eval_stride", stride, f"must be 1 to eval.eval_seq_len={evaluation.eval_seq_len}")
+    segment, band, trained = evaluation.eval_segment_tokens, evaluation.eval_seq_len, train.train_seq_len
+    reason = f"must be 0 (overlapping windows) or more than eval.eval_seq_len={band}"
+    require(not segment or segment > band, "eval.eval_segment_tokens", segment, reason)
+    # Its length is all that tells a segment from a training window, and attention is one function for both.
+    reason = f"is below train.train_seq_len={trained}: eval.eval_segment_tokens would limit attention in training too; at least {trained}"
+    require(not segment or band >= trained, "eval.eval_seq_len", band, reason)
     for name in ("eval_batch_seqs", "eval_chunk_tokens", "memory_chunk_tokens", "eval_engram_orders", "eval_engram_slots"):
         require(getattr(evaluation, name) > 0, f"eval.{name}", getattr(evaluation, name), "must be positive")
     for name in ("ngram_order", "eval_engram_buckets", "eval_engram_entropy", "memory_lr", "ttt_lr"):

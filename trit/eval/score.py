@@ -27,12 +27,14 @@ class Score(NamedTuple):
     bytes: int
 
 
-def score_windows(positions, length, stride):
-    """Windows over `positions` as rows (start, first scored offset, width): chunks where stride == length, else overlapping ones
-    that score their last `stride` positions. The last window is right-aligned, so that it too has a full context."""
-    if positions <= length:
-        return [(0, 0, positions)]
-    windows, scored = [(0, 0, length)], length
+def score_windows(cfg, positions):
+    """Windows over `positions` as rows (start, first scored offset, width): chunks where eval_stride == eval_seq_len, else overlapping
+    ones that score their last `eval_stride` positions; or segments whose attention reaches eval_seq_len back, which overlap by that
+    much. The last window is right-aligned, so that it too has a full context."""
+    length, stride = cfg.eval.eval_seq_len, cfg.eval.eval_stride
+    if cfg.eval.eval_segment_tokens:
+        length, stride = cfg.eval.eval_segment_tokens, cfg.eval.eval_segment_tokens - length
+    windows, scored = [(0, 0, min(length, positions))], length
     while scored < positions:
         end = min(scored + stride, positions)
         windows.append((end - length, length - (end - scored), length))
@@ -53,17 +55,20 @@ def window_chunks(windows, tokens):
     return chunks
 
 
-def model_values(cfg, model, changes, tokens, windows, low, high, whole):
+def model_values(cfg, model, changes, tokens, windows, low, high):
     """What the model alone says at positions low .. high - 1, on every rank: log-probabilities of the token that comes (m, 1), or of
-    all tokens (m, V) where `whole`. Each rank computes a contiguous part of the windows."""
-    values = np.zeros((high - low, cfg.model.vocab_size if whole else 1), np.float32)
+    all tokens (m, V) where the hashed memory mixes whole distributions. Each rank computes a contiguous part of the windows."""
+    values = np.zeros((high - low, cfg.model.vocab_size if cfg.eval.eval_engram_buckets else 1), np.float32)
     share = -(-len(windows) // model.world)
     mine = windows[model.rank * share : (model.rank + 1) * share]
     for at in range(0, len(mine), cfg.eval.eval_batch_seqs):
         batch = mine[at : at + cfg.eval.eval_batch_seqs]
         rows, least = np.stack([tokens[start : start + width + 1] for start, _, width in batch]), min(first for _, first, _ in batch)
         inputs, targets = rows[:, :-1], rows[:, 1:]
-        found = model.rows(inputs, changes, least) if whole else -model.losses(inputs, targets, changes, least)[..., None]
+        if cfg.eval.eval_engram_buckets:
+            found = model.rows(inputs, changes, least)
+        else:
+            found = -model.losses(inputs, targets, changes, least)[..., None]
         for (start, first, width), row in zip(batch, found):
             values[start + first - low : start + width - low] = row[first - least :]
     return model.total(values)
@@ -72,7 +77,7 @@ def model_values(cfg, model, changes, tokens, windows, low, high, whole):
 def whole_row(cfg, model, changes, engram, ngram, windows, tokens, start, position):
     """Final log-probabilities (V,) of all tokens at `position`, where the memories have absorbed tokens up to `start`."""
     first, _, width = next(window for window in windows if window[0] + window[1] <= position < window[0] + window[2])
-    row = model.rows(tokens[None, first : first + width], changes)[:, position - first]
+    row = model.rows(tokens[None, first : first + width], changes, position - first)[:, 0]
     before, p = tokens[start + 1 : position + 1], np.exp(row[0].astype(np.float64))
     if cfg.eval.eval_engram_buckets:
         p = engram.probabilities(before, np.arange(cfg.model.vocab_size)[None], row)[0][0]
@@ -92,7 +97,7 @@ def score_tokens(ops, arch, cfg, model, tokens, log=None, rows_at=()):
         raise ValueError(f"a text of {len(tokens)} tokens has nothing to score; at least 2 are needed")
     losses, counts = np.zeros(positions), np.zeros(positions, np.int32)
     kept = np.zeros((len(rows_at), cfg.model.vocab_size))
-    chunks = window_chunks(score_windows(positions, cfg.eval.eval_seq_len, cfg.eval.eval_stride), cfg.eval.eval_chunk_tokens)
+    chunks = window_chunks(score_windows(cfg, positions), cfg.eval.eval_chunk_tokens)
     boundary = BOS_ID if cfg.model.isolate_documents else -1
     engram = ngram = changes = None
     if cfg.eval.eval_engram_buckets:
@@ -109,7 +114,7 @@ def score_tokens(ops, arch, cfg, model, tokens, log=None, rows_at=()):
             low, high = windows[0][0] + windows[0][1], windows[-1][0] + windows[-1][2]
             if log and number and number % (len(chunks) // 10 + 1) == 0:
                 log.line(f"eval_step:{number}/{len(chunks)} val_loss_so_far:{losses[:low].mean():.4f}")
-            values = model_values(cfg, model, changes, tokens, windows, low, high, bool(cfg.eval.eval_engram_buckets))
+            values = model_values(cfg, model, changes, tokens, windows, low, high)
             step = cfg.eval.memory_chunk_tokens if cfg.eval.ngram_order or cfg.eval.eval_engram_buckets else high - low
             for start in range(low, high, step):
                 end = min(start + step, high)
@@ -131,7 +136,9 @@ def score_tokens(ops, arch, cfg, model, tokens, log=None, rows_at=()):
                 if cfg.eval.ngram_order:
                     ngram.learn(ngram_tape, came)
             if cfg.eval.ttt_scope != "none" and number + 1 < len(chunks):
-                changes = learn_chunk(ops, cfg, model, velocity, changes, tokens[: high + 1], low, high, high / positions)
+                for start in range(low, high, cfg.eval.eval_chunk_tokens):  # a long segment is learned from in several steps
+                    end = min(start + cfg.eval.eval_chunk_tokens, high)
+                    changes = learn_chunk(ops, cfg, model, velocity, changes, tokens[: end + 1], start, end, end / positions)
     return losses, counts, kept
 
 

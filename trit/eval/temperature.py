@@ -10,15 +10,33 @@ def artifact_specs(arch, cfg):
     return arch.param_specs(cfg) + ([scalar_spec(cfg, "sharpness", (1,), 1.0)] if cfg.eval.fit_temperature else [])
 
 
-def model_logits(ops, arch, cfg, p, tokens, first=0):
-    """Logits (B, T - first, V) float32 of a model. The positions before `first` are context only: nothing is read out there."""
-    return arch.readout(ops, p, cfg, arch.forward(ops, p, cfg, tokens)[0][:, first:])
+def model_logits(ops, arch, cfg, p, tokens):
+    """Logits (B, T, V) float32 of a model."""
+    return arch.readout(ops, p, cfg, arch.forward(ops, p, cfg, tokens)[0])
 
 
-def scored_logits(ops, arch, cfg, p, tokens, first=0):
-    """Logits (B, T - first, V) float32 that are scored: the model's, times the stored sharpness where there is one."""
-    logits = model_logits(ops, arch, cfg, p, tokens, first)
+def scored_logits(ops, arch, cfg, p, stream):
+    """Logits (B, T, V) float32 that are scored, of any positions of the stream: the model's, times the stored sharpness if there is one."""
+    logits = arch.readout(ops, p, cfg, stream)
     return logits * ops.cast(p["sharpness"], "float32") if cfg.eval.fit_temperature else logits
+
+
+def scored_rows(ops, arch, cfg, p, tokens, first=0):
+    """Log-probabilities (B, T - first, V) float32 of all tokens at the positions from `first` on."""
+    return ops.log_softmax(scored_logits(ops, arch, cfg, p, arch.forward(ops, p, cfg, tokens)[0][:, first:]))
+
+
+def scored_losses(ops, arch, cfg, p, tokens, targets, first=0):
+    """Losses (B, T - first) float32 in nats of int targets (B, T). The positions before `first` are context only: nothing is read out
+    there. Of a segment of one-pass evaluation the logits of eval_seq_len positions exist at once."""
+    stream = arch.forward(ops, p, cfg, tokens)[0]
+    if cfg.eval.eval_segment_tokens:
+        step, losses = cfg.eval.eval_seq_len, []
+        for low in range(first, tokens.shape[1], step):
+            logits = scored_logits(ops, arch, cfg, p, stream[:, low : low + step])
+            losses.append(ops.cross_entropy(logits, targets[:, low : low + step]))
+        return ops.concat(losses, 1)
+    return ops.cross_entropy(scored_logits(ops, arch, cfg, p, stream[:, first:]), targets[:, first:])
 
 
 def fit_sharpness(rows, tokens, length):

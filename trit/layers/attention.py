@@ -3,6 +3,7 @@
 Shapes: B batch, T time, H query heads, K key heads, D head width, C model width.
 """
 
+from trit.layers.document import visible_blocks, visible_tokens
 from trit.layers.linear import normed_project, normed_projection_specs, project
 from trit.params import matrix_spec, scalar_spec
 
@@ -31,16 +32,35 @@ def rope_frequencies(ops, cfg, like):
     return frequencies / (1.0 + ramp * (cfg.model.yarn_max_len / cfg.train.train_seq_len - 1.0))
 
 
-def rotary_tables(ops, cfg, length, like):
-    """cos and sin (T, partial_rope_dims / 2) of every position's angles."""
-    positions = ops.reshape(ops.arange(length, like), (-1, 1))
+def attention_tables(ops, cfg, tokens):
+    """What all attention layers of a forward of tokens (B, T) share: cos and sin (T, partial_rope_dims / 2) of every position's angles,
+    then the masks, where there are any.
+
+    A sequence longer than eval_seq_len is a segment of one-pass evaluation; nothing else is that long (trit/config.py sees to it).
+    """
+    positions = ops.reshape(ops.arange(tokens.shape[1], tokens), (-1, 1))
     angles = positions * rope_frequencies(ops, cfg, positions)
-    return ops.cast(ops.cos(angles), cfg.train.compute_dtype), ops.cast(ops.sin(angles), cfg.train.compute_dtype)
+    tables = [ops.cast(ops.cos(angles), cfg.train.compute_dtype), ops.cast(ops.sin(angles), cfg.train.compute_dtype)]
+    if cfg.eval.eval_segment_tokens and tokens.shape[1] > cfg.eval.eval_seq_len:
+        tables.append(visible_blocks(ops, cfg, tokens))
+    elif cfg.model.isolate_documents:
+        tables.append(visible_tokens(ops, tokens))
+    return tables
 
 
-def rotate(ops, cfg, x, rotary):
+def banded_attention(ops, q, k, v, masks):
+    """`ops.attention` under the masks of `visible_blocks`: its cost grows with T, not with its square, and no T x T array exists."""
+    parts, end = [], 0
+    for mask in masks:
+        begin, end = end, end + mask.shape[2]
+        near = slice(end - mask.shape[3], end)
+        parts.append(ops.masked_attention(q[:, :, begin:end], k[:, :, near], v[:, :, near], mask))
+    return ops.concat(parts, 2)
+
+
+def rotate(ops, cfg, x, tables):
     """Rotate the first partial_rope_dims of x (B, H, T, D), halves paired; the rest carries no position."""
-    cos, sin = rotary
+    cos, sin = tables[:2]
     half = cfg.model.partial_rope_dims // 2
     a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return ops.concat([a * cos - b * sin, b * cos + a * sin, rest], -1)
@@ -53,10 +73,10 @@ def choose_attention(ops, cfg, like):
     ops.flash_attention(heads, heads[:, : cfg.model.num_kv_heads], heads[:, : cfg.model.num_kv_heads])
 
 
-def attention_layer(ops, p, cfg, name, x, rotary, first_values, exclude_self):
+def attention_layer(ops, p, cfg, name, x, tables, first_values, exclude_self):
     """x (B, T, C) -> (output (B, T, C), values (B, K, T, D)). `first_values` is None in the first layer.
 
-    `rotary` holds cos and sin, and with isolate_documents the mask of `visible_tokens` as a third.
+    `tables` is what `attention_tables` made of the tokens.
     `exclude_self` removes from every output its projection on the token's own value (XSA, corrected form).
     """
     batch, length = x.shape[0], x.shape[1]
@@ -64,16 +84,16 @@ def attention_layer(ops, p, cfg, name, x, rotary, first_values, exclude_self):
     head_dim = cfg.model.model_dim // cfg.model.num_heads
     qkv = ops.reshape(project(ops, p, cfg, name + ".qkv", x), (batch, length, heads + 2 * kv_heads, head_dim))
     qkv = ops.permute(qkv, (0, 2, 1, 3))
-    if cfg.model.isolate_documents:
-        *rotary, visible = rotary
-    q = rotate(ops, cfg, ops.rms_norm(qkv[:, :heads]), rotary) * p[name + ".q_gain"]
-    k = rotate(ops, cfg, ops.rms_norm(qkv[:, heads : heads + kv_heads]), rotary)
+    q = rotate(ops, cfg, ops.rms_norm(qkv[:, :heads]), tables) * p[name + ".q_gain"]
+    k = rotate(ops, cfg, ops.rms_norm(qkv[:, heads : heads + kv_heads]), tables)
     v = qkv[:, heads + kv_heads :]
     if cfg.model.value_residual and first_values is not None:
         keep = ops.sigmoid(p[name + ".value_mix"])
         v = keep * v + (1.0 - keep) * first_values
-    if cfg.model.isolate_documents:
-        y = ops.masked_attention(q, k, v, visible)
+    if cfg.eval.eval_segment_tokens and length > cfg.eval.eval_seq_len:
+        y = banded_attention(ops, q, k, v, tables[2])
+    elif cfg.model.isolate_documents:
+        y = ops.masked_attention(q, k, v, tables[2])
     elif cfg.train.attention_kernel == "flash":
         y = ops.flash_attention(q, k, v)
     else:

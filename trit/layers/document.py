@@ -1,4 +1,4 @@
-"""Documents inside a window of tokens: where each begins, and which tokens see each other when documents are isolated.
+"""Which tokens of a window see each other: those of one document where documents are isolated, near ones in a long segment.
 
 A document begins with its BOS; a window may begin in the middle of one. Shapes: B batch, T time.
 """
@@ -15,3 +15,20 @@ def visible_tokens(ops, tokens):
     """Mask (B, 1, T, T), True where the token of the third axis sees that of the fourth: its own document's, up to itself."""
     positions = ops.arange(tokens.shape[1], tokens)
     return (positions >= document_starts(ops, tokens)[:, None, :, None]) & (positions <= positions[:, None])
+
+
+def visible_blocks(ops, cfg, tokens):
+    """Masks (B or 1, 1, queries, keys) of consecutive blocks of queries that cover T. The keys end where the queries end; a query sees
+    itself and the eval_seq_len - 1 tokens before it, of its own document only with isolate_documents."""
+    width, positions = cfg.eval.eval_seq_len, ops.arange(tokens.shape[1], tokens)
+    lowest = positions[None] - (width - 1)
+    if cfg.model.isolate_documents:
+        starts = document_starts(ops, tokens)
+        lowest = ops.where(starts > lowest, starts, lowest)
+    masks = []
+    # A quarter wastes a quarter of the products. One key more than is seen keeps the sizes round, as fused kernels like them.
+    block = max(width // 4, 1)
+    for begin in range(0, tokens.shape[1], block):
+        keys, queries = positions[max(begin - width, 0) : begin + block], positions[begin : begin + block]
+        masks.append((keys >= lowest[:, None, begin : begin + block, None]) & (keys <= queries[:, None]))
+    return masks

@@ -5,8 +5,7 @@ Shapes: B batch, T time, C model width, V vocabulary.
 
 from dataclasses import dataclass
 
-from trit.layers.attention import attention_layer, attention_specs, rotary_tables
-from trit.layers.document import visible_tokens
+from trit.layers.attention import attention_layer, attention_specs, attention_tables
 from trit.layers.embed import embed_tokens, embedding_specs, token_logits
 from trit.layers.engram import engram_layer, engram_specs
 from trit.layers.mlp import mlp_layer, mlp_specs
@@ -45,9 +44,7 @@ def forward(ops, p, cfg, tokens):
     """Token ids (B, T) -> (stream (B, T, C), auxiliary losses {name: scalar}). The stream at t depends on tokens up to t only."""
     layers = cfg.model.num_layers
     x = start = embed_tokens(ops, p, cfg, tokens)
-    rotary = rotary_tables(ops, cfg, tokens.shape[1], tokens)
-    if cfg.model.isolate_documents:
-        rotary += (visible_tokens(ops, tokens),)
+    tables = attention_tables(ops, cfg, tokens)
     saved, first_values = [], None
     for i in range(cfg.model.num_layers):
         name = f"block{i}"
@@ -59,7 +56,7 @@ def forward(ops, p, cfg, tokens):
         # Stored as the distance from (1 - x0_mix, x0_mix), so that Adam's steps and 16-bit rounding act on small numbers.
         x = (mix[0] + (1.0 - cfg.arch.x0_mix_init)) * x + (mix[1] + cfg.arch.x0_mix_init) * start
         branch, values = attention_layer(
-            ops, p, cfg, name + ".attn", ops.rms_norm(x), rotary, first_values, i >= layers - cfg.model.xsa_layers
+            ops, p, cfg, name + ".attn", ops.rms_norm(x), tables, first_values, i >= layers - cfg.model.xsa_layers
         )
         first_values = values if first_values is None else first_values
         x = x + p[name + ".attn_scale"] * branch

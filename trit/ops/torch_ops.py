@@ -176,7 +176,8 @@ def flash_attention(q, k, v):
 def masked_attention(q, k, v, visible):
     """`attention` that is not causal by itself: boolean `visible` (B, 1, T, T) is True where a query (third axis) sees a key (fourth)."""
     repeat = q.shape[1] // k.shape[1]  # with a mask, enable_gqa leaves a GPU only its plain kernel, which stores every score
-    k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
+    if repeat > 1:
+        k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
     return functional.scaled_dot_product_attention(q, k, v, visible)
 
 

@@ -16,7 +16,7 @@ from trit.data.shards import read_shard, shard_files, shard_header
 
 LIMITS = ("cap_bytes", "train_seconds", "eval_seconds")
 PROGRAM, ARTIFACT, TOKENIZER = "train_gpt.py", "artifact.trit", "tokenizer.model"
-EVALUATION_DEFAULTS = {"eval_chunk_tokens": 1024, "memory_chunk_tokens": 1024}  # what records from before this setting do
+EVALUATION_DEFAULTS = {"eval_chunk_tokens": 1024, "memory_chunk_tokens": 1024, "eval_segment_tokens": 0}  # what older records do
 
 
 class Entry(NamedTuple):

@@ -34,18 +34,26 @@ class Scores(NamedTuple):
     rows: np.ndarray
 
 
+def window_sizes(evaluation):
+    """(tokens in a window or segment, tokens newly scored in it, windows in a batch, which never reaches beyond a learning chunk)."""
+    length, stride = evaluation["eval_seq_len"], evaluation["eval_stride"]
+    if evaluation["eval_segment_tokens"]:
+        length, stride = evaluation["eval_segment_tokens"], evaluation["eval_segment_tokens"] - length
+    return length, stride, min(evaluation["eval_batch_seqs"], max(evaluation["eval_chunk_tokens"] // stride, 1))
+
+
 def replay_length(evaluation, available):
     """Tokens a replay covers: three learning chunks, two batches of windows, and a partial one of each at the end."""
-    length, stride, chunk = evaluation["eval_seq_len"], evaluation["eval_stride"], evaluation["eval_chunk_tokens"]
-    return min(max(3 * chunk, 2 * evaluation["eval_batch_seqs"] * stride + length) + stride // 2 + 3, available)
+    length, stride, batch = window_sizes(evaluation)
+    return min(max(3 * evaluation["eval_chunk_tokens"], 2 * batch * stride + length) + stride // 2 + 3, available)
 
 
 def cut_points(evaluation, total, count, generator):
     """At most `count` indices of first replaced tokens, ascending: at and around the borders of windows, learning chunks and memory
     chunks, inside a batch of windows, at the last token, at random. Token k * size + 1 is the first target of window or chunk k."""
-    length, stride, chunk = evaluation["eval_seq_len"], evaluation["eval_stride"], evaluation["eval_chunk_tokens"]
-    memory = evaluation["memory_chunk_tokens"]
-    inside = length + stride * (evaluation["eval_batch_seqs"] // 2) + stride // 2
+    length, stride, batch = window_sizes(evaluation)
+    chunk, memory = evaluation["eval_chunk_tokens"], evaluation["memory_chunk_tokens"]
+    inside = length + stride * (batch // 2) + stride // 2
     named = [chunk + 1, length + 1, inside, total - 1, length // 2, 2 * chunk, length + memory + 1, length + stride, chunk + 2, length]
     drawn = [int(cut) for cut in generator.integers(2, total, 4)]
     wanted = [cut for pair in zip(named, [*drawn, *named[len(drawn) :]]) for cut in pair]

@@ -3,7 +3,7 @@
 import mlx.core as mx
 import numpy as np
 
-from trit.eval.temperature import model_logits, scored_logits
+from trit.eval.temperature import model_logits, scored_losses, scored_rows
 from trit.eval.ttt import adapted
 from trit.train.backend import Backend, Evaluator, Process
 from trit.train.loss import rate_price, seen_weights, training_loss
@@ -35,21 +35,22 @@ def evaluator(ops, arch, cfg, arrays, process):
     weights = mlx_weights(ops, cfg, arrays)
     gradients = None
 
-    def logits_of(inputs, changes, first=0):
-        used = adapted(ops, cfg, weights, changes) if cfg.eval.ttt_scope != "none" and changes else weights
-        return scored_logits(ops, arch, cfg, used, mx.array(np.array(inputs)), first)
+    def used(changes):
+        return adapted(ops, cfg, weights, changes) if cfg.eval.ttt_scope != "none" and changes else weights
 
     def losses(inputs, targets, changes=None, first=0):
-        return ops.to_numpy(ops.cross_entropy(logits_of(inputs, changes, first), mx.array(np.array(targets[:, first:]))))
+        given = used(changes), mx.array(np.array(inputs)), mx.array(np.array(targets)), first
+        return ops.to_numpy(scored_losses(ops, arch, cfg, *given))
 
     def rows(inputs, changes=None, first=0):
-        return ops.to_numpy(ops.log_softmax(logits_of(inputs, changes, first)))
+        return ops.to_numpy(scored_rows(ops, arch, cfg, used(changes), mx.array(np.array(inputs)), first))
 
     if cfg.eval.ttt_scope != "none":
 
         def gradients(changes, inputs, targets, shares):
             def loss(leaves):
-                return (ops.cross_entropy(logits_of(inputs, leaves), mx.array(np.array(targets))) * mx.array(np.array(shares))).sum()
+                losses = scored_losses(ops, arch, cfg, used(leaves), mx.array(np.array(inputs)), mx.array(np.array(targets)))
+                return (losses * mx.array(np.array(shares))).sum()
 
             return {name: ops.to_numpy(array) for name, array in mx.grad(loss)(changes).items()}
 
@@ -70,7 +71,7 @@ def squared_gradients(ops, arch, cfg, arrays, inputs, targets, process):
     weights = {name: mx.array(np.array(array)) for name, array in arrays.items()}
 
     def loss(p, tokens, wanted):
-        return ops.cross_entropy(scored_logits(ops, arch, cfg, p, tokens), wanted).sum()
+        return scored_losses(ops, arch, cfg, p, tokens, wanted).sum()
 
     found = dict.fromkeys(arrays, 0.0)
     for row in range(len(inputs)):

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.distributed as distributed
 
-from trit.eval.temperature import model_logits, scored_logits
+from trit.eval.temperature import model_logits, scored_losses, scored_rows
 from trit.eval.ttt import adapted
 from trit.layers.attention import choose_attention
 from trit.train.backend import Backend, Evaluator, Process
@@ -70,23 +70,32 @@ def evaluator(ops, arch, cfg, arrays, process):
         weights = {name: ops.cast(weight, cfg.train.compute_dtype) for name, weight in weights.items()}
     gradients = None
 
-    def logits_of(inputs, changes, first=0):
-        used = adapted(ops, cfg, weights, changes) if cfg.eval.ttt_scope != "none" and changes else weights
-        return scored_logits(ops, arch, cfg, used, to_device(inputs, process), first)
+    def used(changes):
+        return adapted(ops, cfg, weights, changes) if cfg.eval.ttt_scope != "none" and changes else weights
+
+    if cfg.eval.eval_compile:
+        shapes = set()
+        compiled_losses = compiled(lambda p, tokens, targets, first: scored_losses(ops, arch, cfg, p, tokens, targets, first))
 
     @torch.no_grad()
     def losses(inputs, targets, changes=None, first=0):
-        return ops.to_numpy(ops.cross_entropy(logits_of(inputs, changes, first), to_device(targets[:, first:], process)))
+        given = used(changes), to_device(inputs, process), to_device(targets, process), first
+        if cfg.eval.eval_compile:
+            # A shape is worth compiling when it comes again; the first window and the last batch never do.
+            if (inputs.shape, first) in shapes:
+                return ops.to_numpy(compiled_losses(*given))
+            shapes.add((inputs.shape, first))
+        return ops.to_numpy(scored_losses(ops, arch, cfg, *given))
 
     @torch.no_grad()
     def rows(inputs, changes=None, first=0):
-        return ops.to_numpy(ops.log_softmax(logits_of(inputs, changes, first)))
+        return ops.to_numpy(scored_rows(ops, arch, cfg, used(changes), to_device(inputs, process), first))
 
     if cfg.eval.ttt_scope != "none":
 
         def gradients(changes, inputs, targets, shares):
             leaves = {name: array.detach().requires_grad_() for name, array in changes.items()}
-            losses = ops.cross_entropy(logits_of(inputs, leaves), to_device(targets, process))
+            losses = scored_losses(ops, arch, cfg, used(leaves), to_device(inputs, process), to_device(targets, process))
             found = torch.autograd.grad((losses * to_device(shares, process)).sum(), list(leaves.values()))
             return {name: ops.to_numpy(array) for name, array in zip(leaves, found)}
 
@@ -109,7 +118,7 @@ def squared_gradients(ops, arch, cfg, arrays, inputs, targets, process):
     found = dict.fromkeys(arrays, 0.0)
     for row in range(len(inputs)):
         tokens, wanted = (to_device(x[row : row + 1], process) for x in (inputs, targets))
-        loss = ops.cross_entropy(scored_logits(ops, arch, cfg, leaves, tokens), wanted).sum()
+        loss = scored_losses(ops, arch, cfg, leaves, tokens, wanted).sum()
         for name, gradient in zip(leaves, torch.autograd.grad(loss, list(leaves.values()))):
             found[name] = found[name] + gradient * gradient
     return {name: ops.to_numpy(x) / inputs.size for name, x in found.items()}
@@ -120,7 +129,7 @@ def compiled(function):
     try:
         torch.compile(torch.square)(torch.ones(2))
     except Exception as fault:
-        print(f"train.compile: eager instead, because compiling fails here: {type(fault).__name__}: {str(fault).strip().splitlines()[0]}")
+        print(f"eager instead, because compiling fails here: {type(fault).__name__}: {str(fault).strip().splitlines()[0]}")
         return function
     return torch.compile(function, fullgraph=True, dynamic=False)
 
