@@ -3,7 +3,7 @@
 Without --peer: tokens/s, milliseconds by phase, MFU against the measured matrix rate, peak memory, recompilations and host reads of
 shapes from 1 M to 120 M parameters, each row in a process of its own. With --peer: the contest's own script, adapted to the processor
 (benchmarks/speed_peer.py), and this trainer run in turns on the same tokens, shape and threads; both sides first choose their fastest
-of float32 and bfloat16, compiled and eager, eight micro-batches and one. Only the ratio is comparable between machines.
+of float32 and bfloat16, compiled and eager, eight micro-batches and fewer. Only the ratio is comparable between machines.
 
 The peer's shape: 3 layers, 72 wide, 4 query and 2 key heads of 18 channels, MLP 2x, vocabulary 1024, tied embedding, windows of 256,
 16,384 tokens a step. Ours: the same, without value residual and engram memory; `dense` stores all weights as 16-bit floats, `ternary`
@@ -58,20 +58,24 @@ def variants(kind, folder, steps, tiny):
         f"train.iterations={steps}",
         f"data_path={folder}",
     ]
-    for dtype, compiled, parts in itertools.product(("float32", "bfloat16"), (False,) if tiny else (True, False), (8, 1)):
+    forms = [(False, 1)] if tiny else [(True, 8), (True, 2), (False, 8)]
+    for dtype, (compiled, parts) in itertools.product(("float32", "bfloat16"), forms):
         choice = [f"train.compute_dtype={dtype}", f"train.compile={compiled}", f"train.grad_accum_steps={parts}"]
+        choice.append("train.attention_kernel=float32")
         name = f"{kind} {dtype} {'compiled' if compiled else 'eager'} {parts}"
         yield ours(name, settings + choice, folder)
 
 
-def compare(path, rounds, steps, tiny, say):
-    """Rows of `PEER_COLUMNS`, the peer's first."""
+def compare(path, rounds, steps, tiny, names, say):
+    """Rows of `PEER_COLUMNS`, the peer's first: of the fastest variants, or of those called `names`."""
     with tempfile.TemporaryDirectory() as folder:
         write_tokens(folder, SHAPES["contest"][5], 1 << 20, SEQUENCE)
-        say("choosing the fastest variants")
-        chosen = [fastest(list(peers(path, folder, steps, tiny)), steps // 3, say)]
-        for kind in ("dense", "ternary"):
-            chosen.append(fastest(list(variants(kind, folder, steps, tiny)), steps // 3, say))
+        sides = [list(peers(path, folder, steps, tiny)), *(list(variants(kind, folder, steps, tiny)) for kind in ("dense", "ternary"))]
+        if names:
+            chosen = [contender for side in sides for contender in side if contender.name in names]
+        else:
+            say("choosing the fastest variants")
+            chosen = [fastest(side, steps // 3, say) for side in sides]
         return alternate(chosen, rounds, steps // 3, 2048 if tiny else TOKENS, say)
 
 
@@ -79,6 +83,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", help="the contest's train_gpt.py")
     parser.add_argument("--json", help="file for the results")
+    parser.add_argument("--variant", action="append", help="compare these alone, the peer's first, by names that an earlier run printed")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contender")
     parser.add_argument("--steps", type=int, default=30, help="steps of a turn, the last two thirds of them timed")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -95,7 +100,7 @@ def main(arguments=None):
 
     results = {}
     if options.peer:
-        results["peer"] = compare(options.peer, options.rounds, options.steps, options.tiny, say)
+        results["peer"] = compare(options.peer, options.rounds, options.steps, options.tiny, options.variant, say)
         say(table(results["peer"], PEER_COLUMNS))
     if options.row or not options.peer:
         rows = [(name, int(length)) for name, length in (row.split(":") for row in options.row)] if options.row else ROWS

@@ -12,6 +12,7 @@ import statistics
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -96,7 +97,7 @@ class Phases:
         return before
 
     def within(self, function, phase, then=None):
-        """`function` that counts as `phase`; afterwards it is `then`, or what it was before."""
+        """`function` that counts as `phase`; afterwards it is `then`, or what it was before. So does waiting for what it only began."""
 
         def timed(*arguments, **named):
             if self.now is None:
@@ -104,7 +105,7 @@ class Phases:
             before = self.enter(phase)
             result = function(*arguments, **named)
             self.enter(then or before)
-            return result
+            return SimpleNamespace(wait=self.within(result.wait, phase)) if hasattr(result, "wait") else result
 
         return timed
 

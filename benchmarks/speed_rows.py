@@ -7,6 +7,7 @@ import torch
 
 from benchmarks.speed import build, flops_per_token, shape_settings
 from benchmarks.speed_measure import PHASES, machine, measure, product_rate
+from trit.launch import keep_freed_memory
 from trit.params import parameter_count
 from trit.train.torch_backend import start_process
 
@@ -28,6 +29,7 @@ COLUMNS = {
 
 def measured_row(name, length, tokens, settings, threads, steps, more):
     """(machine, one row of `COLUMNS`) of a shape; MFU is a share of the matrix rate of train.compute_dtype measured just before."""
+    keep_freed_memory()
     process = start_process()
     if process.device == "cpu" and threads:
         torch.set_num_threads(threads)

@@ -2,9 +2,12 @@
 
 import gzip
 import json
+import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -93,6 +96,13 @@ def test_phases_follow_autograd_and_collectives():
     assert [mark for mark, _ in phases.marks].count("backward") == 4
     for step in phases.steps():
         assert step["forward"] > 0 and step["backward"] > 0 and step["optimiser"] > 0 and step["communication"] == 0
+    # Waiting for a collective that was only begun is communication too.
+    phases, begun = Phases("cpu"), SimpleNamespace(wait=lambda: time.sleep(0.02))
+    phases.enter("forward")
+    phases.within(lambda: begun, "communication")().wait()
+    phases.enter(None)
+    (step,) = phases.steps()
+    assert step["communication"] > 18 > step["forward"]
 
 
 def test_tables_and_json_come_out(tmp_path, capsys):
@@ -124,6 +134,23 @@ def test_our_trainer_runs_as_a_contender(tmp_path):
     (row,) = alternate([ours("ours", settings, tmp_path)], 1, 2, 256, print)
     assert row["step_ms"] > 0 and row["peak_mib"] > 50
     assert {*speed_cpu.ROWS} < {(name, length) for name in SHAPES for length in (512, 2048, 8192)}
+
+
+KEEPING = """import sys; import numpy as np; from trit.launch import keep_freed_memory
+resident = lambda: int(open("/proc/self/statm").read().split()[1]) * 4 // 1024
+keep_freed_memory() if sys.argv[1] == "keep" else None
+arrays = [np.ones(4 << 20) for _ in range(4)]
+del arrays
+print(resident())"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the switches are glibc's")
+def test_the_trainer_keeps_the_memory_that_a_step_frees():
+    kept, given_back = (
+        int(subprocess.run([sys.executable, "-c", KEEPING, how], capture_output=True, text=True, check=True, cwd=ROOT).stdout)
+        for how in ("keep", "give")
+    )
+    assert kept - given_back > 100  # of 128 MiB
 
 
 def test_profile_leaves_a_trace_and_a_summary(tmp_path):

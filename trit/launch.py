@@ -1,6 +1,8 @@
 """The command line that both training entries share: settings -> plan -> training -> checkpoint. Errors are one line with the mend."""
 
 import argparse
+import contextlib
+import ctypes
 import dataclasses
 import json
 import math
@@ -54,6 +56,16 @@ def stoppable(backend):
     return backend._replace(slowest=lambda seconds: backend.slowest(math.inf if asked else seconds))
 
 
+def keep_freed_memory():
+    """Let the C library keep what a step frees for the next step: pages given back to the system and faulted in again are a tenth of a
+    step on a CPU (docs/LOG.md). True where the library is glibc, which alone has the two switches."""
+    trim_threshold, mmap_threshold = -1, -3
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        return bool(mallopt(mmap_threshold, 1 << 30) and mallopt(trim_threshold, (1 << 31) - 1))
+    return False
+
+
 def launch(arguments, text, ops, start_process, make_backend, with_profile=None):
     """Train with the given array vocabulary and backend. `text` is the help of the command; exits non-zero on a user's mistake.
 
@@ -64,6 +76,7 @@ def launch(arguments, text, ops, start_process, make_backend, with_profile=None)
     parser.add_argument("--profile", action="store_true", help="record a few steps after the start in the run folder: trace and summary")
     options, overrides = parser.parse_known_args(arguments)
     folder = Path("runs")
+    keep_freed_memory()
     # Schedulers and pods end a run with SIGTERM: it saves like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     process = SimpleNamespace(rank=0, world=1)

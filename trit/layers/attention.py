@@ -94,6 +94,8 @@ def attention_layer(ops, p, cfg, name, x, tables, first_values, exclude_self):
         y = banded_attention(ops, q, k, v, tables[2])
     elif cfg.model.isolate_documents:
         y = ops.masked_attention(q, k, v, tables[2])
+    elif cfg.train.attention_kernel == "float32":
+        y = ops.cast(ops.attention(*[ops.cast(part, "float32") for part in (q, k, v)]), cfg.train.compute_dtype)
     elif cfg.train.attention_kernel == "flash":
         y = ops.flash_attention(q, k, v)
     else:
