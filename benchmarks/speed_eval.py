@@ -3,7 +3,7 @@
 Random weights of a preset's shape and random tokens: no trained run is needed. Every round runs overlapping windows (`strided`), one
 pass over a segment (`one_pass`), and the loop of published records (`contest_loop`), which reads out all positions of the same windows
 in the same batches. With --peer, a contest training script whose class `GPT` runs in that loop at the same layers, width, heads and
-vocabulary. With eval.eval_compile=true all forms over windows are compiled, in a round that does not count.
+vocabulary. A first round does not count; with eval.eval_compile=true all forms over windows are compiled in it.
 
 Times are divided by the tokens that the windows or segments score in the middle of a long stream: their number times their stride.
 On a busy machine believe the seconds of CPU time.
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from trit.config_load import load
-from trit.eval.score import score_tokens, score_windows, window_shape
+from trit.eval.score import score_tokens, score_windows
 from trit.eval.temperature import model_logits
 from trit.models import load_arch
 from trit.ops import torch_ops
@@ -47,7 +47,7 @@ def our_form(config, arrays, tokens):
 def contest_loop(config, tokens, nats):
     """A function that scores all of `tokens` by sliding windows, batch after batch, `nats(inputs, targets)` giving the losses of all
     positions of int64 (B, T) -> losses (n - 1,)."""
-    windows = score_windows(len(tokens) - 1, *window_shape(config))
+    windows = score_windows(config, len(tokens) - 1)
     if config.eval.eval_compile:
         nats = torch.compile(nats, dynamic=False)
     text, size = torch.from_numpy(tokens.astype(np.int64)).to(start_process().device), config.eval.eval_batch_seqs
@@ -114,15 +114,15 @@ def main():
     config = load(options.config, {}, SHAPE + options.settings)[0]
     one_pass = replace(config, eval=replace(config.eval, eval_segment_tokens=options.segment, eval_compile=False))
     arrays = init_params(load_arch(config.model.name).param_specs(config), 0)
-    width, stride = window_shape(config)
-    new = {"one_pass": window_shape(one_pass)[1]}
+    width, stride = config.eval.eval_seq_len, config.eval.eval_stride
+    new = {"one_pass": options.segment - width}
     long = np.random.default_rng(0).integers(0, config.model.vocab_size, max(options.segment, width + stride * options.windows) + 1)
     text = long[: width + stride * (options.windows - 1) + 1]
     forms = {"strided": our_form(config, arrays, text), "one_pass": our_form(one_pass, arrays, long[: options.segment + 1])}
     forms["contest_loop"] = contest_loop(config, text, own_nats(config, arrays))
     if options.peer:
         forms["peer"] = contest_loop(config, text, peer_nats(config, options.peer))
-    found = measure(forms, options.rounds, int(config.eval.eval_compile))
+    found = measure(forms, options.rounds, 1)
     gap = float(np.abs(found["strided"][0] - found["contest_loop"][0]).max())
     assert gap < 1e-3, f"strided windows and the contest's loop differ by {gap} nats"
     times = {
