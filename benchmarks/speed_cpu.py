@@ -90,6 +90,7 @@ def main(arguments=None):
     parser.add_argument("--row", action="append", help=f"SHAPE:LENGTH of {', '.join(SHAPES)} and {LENGTHS}; repeat")
     parser.add_argument("--tokens", type=int, default=2048, help="tokens a step of the rows, at least one window")
     parser.add_argument("--more", type=int, default=0, help="further steps in which only the growth of memory is watched")
+    parser.add_argument("--give-back", action="store_true", help="rows whose freed memory goes back to the system after every use")
     parser.add_argument("--tiny", action="store_true", help="smallest sizes, for a test")
     parser.add_argument("settings", nargs="*", help="key=value for the rows")
     options = parser.parse_args(arguments)
@@ -112,6 +113,7 @@ def main(arguments=None):
             2 if options.tiny else 5,
             options.more,
             say,
+            keep=not options.give_back,
         )
         say(f"{results['machine']}\n{table(results['rows'], COLUMNS)}")
     write_json(options.json, results)

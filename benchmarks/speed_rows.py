@@ -27,9 +27,11 @@ COLUMNS = {
 }
 
 
-def measured_row(name, length, tokens, settings, threads, steps, more):
-    """(machine, one row of `COLUMNS`) of a shape; MFU is a share of the matrix rate of train.compute_dtype measured just before."""
-    keep_freed_memory()
+def measured_row(name, length, tokens, settings, threads, steps, more, keep=True):
+    """(machine, one row of `COLUMNS`) of a shape; MFU is a share of the matrix rate of train.compute_dtype measured just before.
+    Freed memory is kept as the trainer keeps it, or not."""
+    if keep:
+        keep_freed_memory()
     process = start_process()
     if process.device == "cpu" and threads:
         torch.set_num_threads(threads)
@@ -43,11 +45,11 @@ def measured_row(name, length, tokens, settings, threads, steps, more):
     return machine(process), row
 
 
-def measured_rows(rows, tokens, settings, threads, steps, more, say, alone=True):
+def measured_rows(rows, tokens, settings, threads, steps, more, say, alone=True, keep=True):
     """(machine, rows): each in a process of its own where `alone`, so that peak memory is its own (a GPU counts it anew anyway)."""
     name, found = "", []
     for shape, length in rows:
-        arguments = shape, length, tokens, settings, threads, steps, more
+        arguments = shape, length, tokens, settings, threads, steps, more, keep
         if alone:
             with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                 name, row = pool.submit(measured_row, *arguments).result()

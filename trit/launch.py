@@ -57,8 +57,8 @@ def stoppable(backend):
 
 
 def keep_freed_memory():
-    """Let the C library keep what a step frees for the next step: pages given back to the system and faulted in again are a tenth of a
-    step on a CPU (docs/LOG.md). True where the library is glibc, which alone has the two switches."""
+    """Let the C library keep what a step frees for the next step: pages given back to the system and faulted in again cost a
+    CPU's step more than some of its arithmetic (docs/LOG.md). True where the library is glibc, which alone has the two switches."""
     trim_threshold, mmap_threshold = -1, -3
     with contextlib.suppress(AttributeError, OSError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
