@@ -39,6 +39,10 @@ TINY = {
     "eval_batch_seqs": 4,
 }
 
+# What an architecture has beyond those settings.
+TINY_KOOPMAN = {"koopman_state_dim": 32, "koopman_horizon": 64.0}
+TINY_ARCH = {"koopman_ssm": TINY_KOOPMAN, "hybrid": TINY_KOOPMAN}
+
 FLAG_SETS = {
     "plain": {},
     "engram": {"engram_buckets": 64},
@@ -91,7 +95,7 @@ BACKENDS = {
 
 def tiny_config(arch="unet", **overrides):
     """A small `Config` of the architecture `arch`; overrides are setting names and values."""
-    values = TINY | overrides
+    values = TINY | TINY_ARCH.get(arch, {}) | overrides
     return load(None, {}, [f"model.name={arch}"] + [f"{key}={value}" for key, value in values.items()])[0]
 
 

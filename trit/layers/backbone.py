@@ -1,8 +1,8 @@
 """The skeleton that architectures share: a ternary U-Net of blocks, each a token mixer and an MLP. The first half of the blocks encodes
 and saves its streams, the second half adds them back.
 
-An architecture chooses the mixer of every block by `layer_map`, in its `ArchConfig`: a setting, or a class constant where it has no
-choice. Shapes: B batch, T time, C model width, V vocabulary.
+An architecture names the mixer of every block by the letters of `layer_map` in its `ArchConfig`: a setting, or a class constant where
+there is no choice. A map of one letter a block says it all; a shorter one repeats. Shapes: B batch, T time, C model width, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -10,18 +10,41 @@ from dataclasses import dataclass
 from trit.layers.attention import attention_layer, attention_specs, attention_tables
 from trit.layers.embed import embed_tokens, embedding_specs, token_logits
 from trit.layers.engram import engram_layer, engram_specs
+from trit.layers.koopman import check_koopman, koopman_layer, koopman_specs, koopman_tables
 from trit.layers.mlp import mlp_layer, mlp_specs
 from trit.params import scalar_spec
 from trit.setting import setting
+
+MIXERS = {"a": "attention", "k": "Koopman"}
 
 
 @dataclass(frozen=True)
 class BackboneConfig:
     """What every architecture on this skeleton lets one set."""
 
-    attn_scale_init: float = setting(0.5, "initial gain of the attention branch")
     mlp_scale_init: float = setting(0.5, "initial gain of the MLP branch")
     x0_mix_init: float = setting(0.05, "initial share of the embedding mixed into the input of every block")
+
+
+def check_settings(cfg):
+    """ValueError where the layer map is none, or a mixer's settings cannot be."""
+    layer_map, layers = cfg.arch.layer_map, cfg.model.num_layers
+    known = " or ".join(f"{letter} ({mixer})" for letter, mixer in MIXERS.items())
+    if not layer_map or set(layer_map) - set(MIXERS) or len(layer_map) != 2 and layers % len(layer_map):
+        reason = f"must be one letter for each of model.num_layers={layers} layers, or a pattern that repeats: one for even and one for odd"
+        raise ValueError(f"arch.layer_map={layer_map!r} {reason} layers, or one that divides them; letters: {known}")
+    if "k" in layer_map:
+        check_koopman(cfg)
+
+
+def mixer_of(cfg, i):
+    """Letter of block i's mixer. Ask first whether the map holds a letter at all: that folds, and with it what no block needs."""
+    return cfg.arch.layer_map[i % len(cfg.arch.layer_map)]
+
+
+def first_attention(cfg):
+    """The block whose attention has no earlier values to mix in."""
+    return 0 if "k" not in cfg.arch.layer_map else cfg.arch.layer_map.find("a")
 
 
 def param_specs(cfg):
@@ -33,14 +56,20 @@ def param_specs(cfg):
     for i in range(cfg.model.num_layers):
         name, decoder = f"block{i}", i >= cfg.model.num_layers - cfg.model.num_layers // 2
         kind = "decoder_scale" if decoder else "scale"
+        if "k" in cfg.arch.layer_map and mixer_of(cfg, i) == "k":
+            scale = scalar_spec(cfg, name + ".koopman_scale", (width,), cfg.arch.koopman_scale_init, kind)
+            mixer = koopman_specs(cfg, name + ".koopman")
+        elif "a" in cfg.arch.layer_map:
+            scale = scalar_spec(cfg, name + ".attn_scale", (width,), cfg.arch.attn_scale_init, kind)
+            mixer = attention_specs(cfg, name + ".attn", i == first_attention(cfg))
         specs += [
             scalar_spec(cfg, name + ".mix", (2, width), 0.0, "mix"),
-            scalar_spec(cfg, name + ".attn_scale", (width,), cfg.arch.attn_scale_init, kind),
+            scale,
             scalar_spec(cfg, name + ".mlp_scale", (width,), cfg.arch.mlp_scale_init, kind),
         ]
         if decoder:
             specs.append(scalar_spec(cfg, name + ".skip", (width,), 1.0, "skip"))
-        specs += attention_specs(cfg, name + ".attn", i == 0) + mlp_specs(cfg, name + ".mlp")
+        specs += mixer + mlp_specs(cfg, name + ".mlp")
     return specs
 
 
@@ -48,7 +77,10 @@ def forward(ops, p, cfg, tokens):
     """Token ids (B, T) -> (stream (B, T, C), auxiliary losses {name: scalar}). The stream at t depends on tokens up to t only."""
     layers = cfg.model.num_layers
     x = start = embed_tokens(ops, p, cfg, tokens)
-    tables = attention_tables(ops, cfg, tokens)
+    if "a" in cfg.arch.layer_map:
+        tables = attention_tables(ops, cfg, tokens)
+    if "k" in cfg.arch.layer_map:
+        koopman = koopman_tables(ops, cfg, tokens)
     saved, first_values = [], None
     for i in range(cfg.model.num_layers):
         name = f"block{i}"
@@ -59,11 +91,14 @@ def forward(ops, p, cfg, tokens):
         mix = p[name + ".mix"]
         # Stored as the distance from (1 - x0_mix, x0_mix), so that Adam's steps and 16-bit rounding act on small numbers.
         x = (mix[0] + (1.0 - cfg.arch.x0_mix_init)) * x + (mix[1] + cfg.arch.x0_mix_init) * start
-        branch, values = attention_layer(
-            ops, p, cfg, name + ".attn", ops.rms_norm(x), tables, first_values, i >= layers - cfg.model.xsa_layers
-        )
-        first_values = values if first_values is None else first_values
-        x = x + p[name + ".attn_scale"] * branch
+        if "k" in cfg.arch.layer_map and mixer_of(cfg, i) == "k":
+            x = x + p[name + ".koopman_scale"] * koopman_layer(ops, p, cfg, name + ".koopman", ops.rms_norm(x), koopman)
+        elif "a" in cfg.arch.layer_map:
+            branch, values = attention_layer(
+                ops, p, cfg, name + ".attn", ops.rms_norm(x), tables, first_values, i >= layers - cfg.model.xsa_layers
+            )
+            first_values = values if first_values is None else first_values
+            x = x + p[name + ".attn_scale"] * branch
         x = x + p[name + ".mlp_scale"] * mlp_layer(ops, p, cfg, name + ".mlp", ops.rms_norm(x))
         if i < layers // 2:
             saved.append(x)

@@ -1,4 +1,5 @@
-"""One file per architecture, found by file name. Each exports `ArchConfig`, `param_specs(cfg)` and `forward(ops, p, cfg, tokens)`."""
+"""One file per architecture, found by file name. Each exports `ArchConfig`, `param_specs(cfg)`, `forward(ops, p, cfg, tokens)` and
+`readout(ops, p, cfg, x)`, and may export `check_settings(cfg)`, which raises ValueError before a run where the settings cannot be."""
 
 import importlib
 import pkgutil

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
-from trit.layers.backbone import BackboneConfig, forward, param_specs, readout
+from trit.layers.attention import AttentionConfig
+from trit.layers.backbone import BackboneConfig, check_settings, forward, param_specs, readout
 
-__all__ = ["ArchConfig", "forward", "param_specs", "readout"]
+__all__ = ["ArchConfig", "check_settings", "forward", "param_specs", "readout"]
 
 
 @dataclass(frozen=True)
-class ArchConfig(BackboneConfig):
-    """The backbone's settings."""
+class ArchConfig(AttentionConfig, BackboneConfig):
+    """Settings of the backbone and of attention's branch."""
 
     layer_map = "a"  # no annotation: a constant, not a setting
