@@ -71,7 +71,8 @@ def test_counted_evaluator_alone_equals_the_package(arch, part, shard_folder, tm
 def test_evaluation_only_form_scores_alike_and_cannot_train(arch, shard_folder, tmp_path):
     cfg = evaluating(arch, "all", vocab_size=260, ngram_nodes=2000)
     only = dataclasses.replace(cfg, eval=dataclasses.replace(cfg.eval, evaluation_only=True))
-    compare(only, shard_folder, tmp_path, [0, 40, 333], ALL_CODECS)
+    # Mixing takes most of a minute and packs whatever text it is given: once is enough.
+    compare(only, shard_folder, tmp_path, [0, 40, 333], ALL_CODECS if arch == "unet" else ("brotli",))
     small, whole = (bundle(each, codecs=("brotli",)) for each in (only, cfg))
     assert len(small.wrapped) < 0.75 * len(whole.wrapped) and set(small.kept) < set(whole.kept)
     trainers = ("trit.train.loop:", "trit.train.run:", "trit.train.loss:", "trit.train.optimizer:", "trit.train.schedule:")
