@@ -41,7 +41,8 @@ TINY = {
 
 # What an architecture has beyond those settings.
 TINY_KOOPMAN = {"koopman_state_dim": 32, "koopman_horizon": 64.0}
-TINY_ARCH = {"koopman_ssm": TINY_KOOPMAN, "hybrid": TINY_KOOPMAN}
+TINY_SKC = {"skc_state_dim": 32, "skc_block": 8, "skc_capsules": 4, "skc_memory": 8.0}
+TINY_ARCH = {"koopman_ssm": TINY_KOOPMAN, "hybrid": TINY_KOOPMAN, "skc": TINY_SKC}
 
 FLAG_SETS = {
     "plain": {},

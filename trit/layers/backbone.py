@@ -5,17 +5,16 @@ An architecture names the mixer of every block by the letters of `layer_map` in 
 there is no choice. A map of one letter a block says it all; a shorter one repeats. Shapes: B batch, T time, C model width, V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from trit.layers.attention import attention_layer, attention_specs, attention_tables
+from trit.layers.attention import AttentionConfig, attention_layer, attention_specs, attention_tables
 from trit.layers.embed import embed_tokens, embedding_specs, token_logits
 from trit.layers.engram import engram_layer, engram_specs
-from trit.layers.koopman import check_koopman, koopman_layer, koopman_specs, koopman_tables
+from trit.layers.koopman import KoopmanConfig, check_koopman, koopman_layer, koopman_specs, koopman_tables
 from trit.layers.mlp import mlp_layer, mlp_specs
+from trit.layers.skc import SkcConfig, check_skc, skc_layer, skc_specs, skc_tables
 from trit.params import scalar_spec
 from trit.setting import setting
-
-MIXERS = {"a": "attention", "k": "Koopman"}
 
 
 @dataclass(frozen=True)
@@ -23,18 +22,29 @@ class BackboneConfig:
     """What every architecture on this skeleton lets one set."""
 
     mlp_scale_init: float = setting(0.5, "initial gain of the MLP branch")
+    parallel: bool = setting(False, "MLP and mixer of a block read the same stream and are added at once", env="SKC_PARALLEL_RESIDUAL")
     x0_mix_init: float = setting(0.05, "initial share of the embedding mixed into the input of every block")
 
 
 def check_settings(cfg):
     """ValueError where the layer map is none, or a mixer's settings cannot be."""
     layer_map, layers = cfg.arch.layer_map, cfg.model.num_layers
-    known = " or ".join(f"{letter} ({mixer})" for letter, mixer in MIXERS.items())
-    if not layer_map or set(layer_map) - set(MIXERS) or len(layer_map) != 2 and layers % len(layer_map):
+    mixers = {"a": ("attention", AttentionConfig), "k": ("Koopman", KoopmanConfig), "s": ("SKC", SkcConfig)}
+    letters = [letter for letter, (_, settings) in mixers.items() if isinstance(cfg.arch, settings)]
+    known = " or ".join(f"{letter} ({mixers[letter][0]})" for letter in letters)
+    if not layer_map or set(layer_map) - set(letters) or len(layer_map) != 2 and layers % len(layer_map):
         reason = f"must be one letter for each of model.num_layers={layers} layers, or a pattern that repeats: one for even and one for odd"
         raise ValueError(f"arch.layer_map={layer_map!r} {reason} layers, or one that divides them; letters: {known}")
+    for letter in set(letters) - set(layer_map):
+        mixer, settings = mixers[letter]
+        for field in fields(settings):
+            if getattr(cfg.arch, field.name) != field.default:
+                reason = f"sets the {mixer} mixer, but arch.layer_map={layer_map!r} has no {letter}"
+                raise ValueError(f"arch.{field.name}={getattr(cfg.arch, field.name)} {reason}")
     if "k" in layer_map:
         check_koopman(cfg)
+    if "s" in layer_map:
+        check_skc(cfg)
 
 
 def mixer_of(cfg, i):
@@ -44,7 +54,7 @@ def mixer_of(cfg, i):
 
 def first_attention(cfg):
     """The block whose attention has no earlier values to mix in."""
-    return 0 if "k" not in cfg.arch.layer_map else cfg.arch.layer_map.find("a")
+    return 0 if cfg.arch.layer_map == "a" else cfg.arch.layer_map.find("a")
 
 
 def param_specs(cfg):
@@ -59,6 +69,9 @@ def param_specs(cfg):
         if "k" in cfg.arch.layer_map and mixer_of(cfg, i) == "k":
             scale = scalar_spec(cfg, name + ".koopman_scale", (width,), cfg.arch.koopman_scale_init, kind)
             mixer = koopman_specs(cfg, name + ".koopman")
+        elif "s" in cfg.arch.layer_map and mixer_of(cfg, i) == "s":
+            scale = scalar_spec(cfg, name + ".skc_scale", (width,), cfg.arch.skc_scale_init, kind)
+            mixer = skc_specs(cfg, name + ".skc")
         elif "a" in cfg.arch.layer_map:
             scale = scalar_spec(cfg, name + ".attn_scale", (width,), cfg.arch.attn_scale_init, kind)
             mixer = attention_specs(cfg, name + ".attn", i == first_attention(cfg))
@@ -81,7 +94,9 @@ def forward(ops, p, cfg, tokens):
         tables = attention_tables(ops, cfg, tokens)
     if "k" in cfg.arch.layer_map:
         koopman = koopman_tables(ops, cfg, tokens)
-    saved, first_values = [], None
+    if "s" in cfg.arch.layer_map:
+        skc, mixers = skc_tables(ops, cfg, tokens), sum(mixer_of(cfg, i) == "s" for i in range(layers))
+    saved, first_values, losses = [], None, {}
     for i in range(cfg.model.num_layers):
         name = f"block{i}"
         if cfg.engram.engram_buckets and i == cfg.engram.engram_layer:
@@ -91,18 +106,21 @@ def forward(ops, p, cfg, tokens):
         mix = p[name + ".mix"]
         # Stored as the distance from (1 - x0_mix, x0_mix), so that Adam's steps and 16-bit rounding act on small numbers.
         x = (mix[0] + (1.0 - cfg.arch.x0_mix_init)) * x + (mix[1] + cfg.arch.x0_mix_init) * start
+        before = ops.rms_norm(x)
         if "k" in cfg.arch.layer_map and mixer_of(cfg, i) == "k":
-            x = x + p[name + ".koopman_scale"] * koopman_layer(ops, p, cfg, name + ".koopman", ops.rms_norm(x), koopman)
+            x = x + p[name + ".koopman_scale"] * koopman_layer(ops, p, cfg, name + ".koopman", before, koopman)
+        elif "s" in cfg.arch.layer_map and mixer_of(cfg, i) == "s":
+            branch, found = skc_layer(ops, p, cfg, name + ".skc", before, skc)
+            losses = {key: losses.get(key, 0.0) + loss / mixers for key, loss in found.items()}
+            x = x + p[name + ".skc_scale"] * branch
         elif "a" in cfg.arch.layer_map:
-            branch, values = attention_layer(
-                ops, p, cfg, name + ".attn", ops.rms_norm(x), tables, first_values, i >= layers - cfg.model.xsa_layers
-            )
+            branch, values = attention_layer(ops, p, cfg, name + ".attn", before, tables, first_values, i >= layers - cfg.model.xsa_layers)
             first_values = values if first_values is None else first_values
             x = x + p[name + ".attn_scale"] * branch
-        x = x + p[name + ".mlp_scale"] * mlp_layer(ops, p, cfg, name + ".mlp", ops.rms_norm(x))
+        x = x + p[name + ".mlp_scale"] * mlp_layer(ops, p, cfg, name + ".mlp", before if cfg.arch.parallel else ops.rms_norm(x))
         if i < layers // 2:
             saved.append(x)
-    return x, {}
+    return x, losses
 
 
 def readout(ops, p, cfg, x):
