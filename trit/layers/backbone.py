@@ -5,14 +5,14 @@ An architecture names the mixer of every block by the letters of `layer_map` in 
 there is no choice. A map of one letter a block says it all; a shorter one repeats. Shapes: B batch, T time, C model width, V vocabulary.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from trit.layers.attention import AttentionConfig, attention_layer, attention_specs, attention_tables
+from trit.layers.attention import attention_layer, attention_specs, attention_tables
 from trit.layers.embed import embed_tokens, embedding_specs, token_logits
 from trit.layers.engram import engram_layer, engram_specs
-from trit.layers.koopman import KoopmanConfig, check_koopman, koopman_layer, koopman_specs, koopman_tables
+from trit.layers.koopman import koopman_layer, koopman_specs, koopman_tables
 from trit.layers.mlp import mlp_layer, mlp_specs
-from trit.layers.skc import SkcConfig, check_skc, skc_layer, skc_specs, skc_tables
+from trit.layers.skc import skc_layer, skc_specs, skc_tables
 from trit.params import scalar_spec
 from trit.setting import setting
 
@@ -24,27 +24,6 @@ class BackboneConfig:
     mlp_scale_init: float = setting(0.5, "initial gain of the MLP branch")
     parallel: bool = setting(False, "MLP and mixer of a block read the same stream and are added at once", env="SKC_PARALLEL_RESIDUAL")
     x0_mix_init: float = setting(0.05, "initial share of the embedding mixed into the input of every block")
-
-
-def check_settings(cfg):
-    """ValueError where the layer map is none, or a mixer's settings cannot be."""
-    layer_map, layers = cfg.arch.layer_map, cfg.model.num_layers
-    mixers = {"a": ("attention", AttentionConfig), "k": ("Koopman", KoopmanConfig), "s": ("SKC", SkcConfig)}
-    letters = [letter for letter, (_, settings) in mixers.items() if isinstance(cfg.arch, settings)]
-    known = " or ".join(f"{letter} ({mixers[letter][0]})" for letter in letters)
-    if not layer_map or set(layer_map) - set(letters) or len(layer_map) != 2 and layers % len(layer_map):
-        reason = f"must be one letter for each of model.num_layers={layers} layers, or a pattern that repeats: one for even and one for odd"
-        raise ValueError(f"arch.layer_map={layer_map!r} {reason} layers, or one that divides them; letters: {known}")
-    for letter in set(letters) - set(layer_map):
-        mixer, settings = mixers[letter]
-        for field in fields(settings):
-            if getattr(cfg.arch, field.name) != field.default:
-                reason = f"sets the {mixer} mixer, but arch.layer_map={layer_map!r} has no {letter}"
-                raise ValueError(f"arch.{field.name}={getattr(cfg.arch, field.name)} {reason}")
-    if "k" in layer_map:
-        check_koopman(cfg)
-    if "s" in layer_map:
-        check_skc(cfg)
 
 
 def mixer_of(cfg, i):

@@ -37,19 +37,19 @@ class SpectralConfig:
 
 def check_spectral(cfg):
     """ValueError where the path's settings cannot be."""
-    block, given = cfg.arch.skc_block, cfg.arch
-    for name, fits, reason in (
-        ("skc_block", block > 1 and not block & (block - 1), "must be a power of two from 2 on"),
-        ("skc_capsules", given.skc_capsules > 0, "must be positive"),
-        ("skc_rank", given.skc_rank >= 0, "must be 0 (no coupling) or more"),
-        ("skc_memory", given.skc_memory > 1, "must be more than 1 block"),
-        ("skc_predict_weight", given.skc_predict_weight >= 0, "must be 0 (off) or more"),
-        ("skc_rollout", given.skc_rollout > 0, "must be 1 block or more"),
-        ("skc_entropy_weight", given.skc_entropy_weight >= 0, "must be 0 (off) or more"),
-        ("skc_entropy_fraction", 0 < given.skc_entropy_fraction <= 1, "must lie above 0 and up to 1"),
+    block = cfg.arch.skc_block
+    for name, value, fits, reason in (
+        ("skc_block", block, block > 1 and not block & (block - 1), "must be a power of two from 2 on"),
+        ("skc_capsules", cfg.arch.skc_capsules, cfg.arch.skc_capsules > 0, "must be positive"),
+        ("skc_rank", cfg.arch.skc_rank, cfg.arch.skc_rank >= 0, "must be 0 (no coupling) or more"),
+        ("skc_memory", cfg.arch.skc_memory, cfg.arch.skc_memory > 1, "must be more than 1 block"),
+        ("skc_predict_weight", cfg.arch.skc_predict_weight, cfg.arch.skc_predict_weight >= 0, "must be 0 (off) or more"),
+        ("skc_rollout", cfg.arch.skc_rollout, cfg.arch.skc_rollout > 0, "must be 1 block or more"),
+        ("skc_entropy_weight", cfg.arch.skc_entropy_weight, cfg.arch.skc_entropy_weight >= 0, "must be 0 (off) or more"),
+        ("skc_entropy_fraction", cfg.arch.skc_entropy_fraction, 0 < cfg.arch.skc_entropy_fraction <= 1, "must lie above 0 and up to 1"),
     ):
         if not fits:
-            raise ValueError(f"arch.{name}={getattr(given, name)} {reason}")
+            raise ValueError(f"arch.{name}={value} {reason}")
 
 
 def spectral_specs(cfg, name, channels):
