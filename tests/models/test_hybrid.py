@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from model_fixtures import TINY_KOOPMAN, logits_of, random_arrays, random_tokens, tiny_config
+from model_fixtures import TINY_KOOPMAN, TINY_SKC, logits_of, random_arrays, random_tokens, tiny_config
 
 from trit.config_load import from_dict, to_dict
 from trit.models import load_arch
@@ -32,10 +32,16 @@ def test_attention_takes_even_blocks_and_the_koopman_state_odd_ones():
     assert mixers(tiny_config("hybrid", num_layers=4)) == "akak"
 
 
-@pytest.mark.parametrize("letter,arch", [("a", "unet"), ("k", "koopman_ssm")])
+# Settings of a mixer that the map does not name are errors: the tiny ones go back to their defaults.
+UNSET = {"k": {}, "a": {"koopman_state_dim": 128, "koopman_horizon": 2048.0}}
+UNSET["s"] = UNSET["a"] | TINY_SKC
+
+
+@pytest.mark.parametrize("letter,arch", [("a", "unet"), ("k", "koopman_ssm"), ("s", "skc")])
 def test_a_map_of_one_letter_is_that_architecture(letter, arch):
-    settings = {"num_layers": 3, "engram_buckets": 64, "xsa_layers": 1}
-    cfg, other = tiny_config("hybrid", layer_map=letter, **settings), tiny_config(arch, **settings)
+    settings = {"num_layers": 3, "engram_buckets": 64, "xsa_layers": 1 if letter != "s" else 0}
+    own = {"layer_map": "s"} if letter == "s" else {}
+    cfg, other = tiny_config("hybrid", layer_map=letter, **settings, **UNSET[letter]), tiny_config(arch, **settings, **own)
     specs = param_specs(cfg)
     assert specs == load_arch(arch).param_specs(other)
     arrays, tokens = random_arrays(specs), random_tokens(cfg, 2, 33)
@@ -58,7 +64,7 @@ def test_a_silent_mixer_of_either_kind_is_not_there():
     """The scale of a block's branch is its switch: two maps agree to the last bit where the blocks they differ in are silent."""
     tokens, found = random_tokens(tiny_config(), 2, 20), []
     for layer_map in ("ak", "aa"):
-        cfg = tiny_config("hybrid", layer_map=layer_map)
+        cfg = tiny_config("hybrid", layer_map=layer_map, **UNSET["k" if "k" in layer_map else "a"])
         arrays = random_arrays(param_specs(cfg))
         common = random_arrays(param_specs(tiny_config("hybrid", layer_map="ak")))
         arrays |= {name: common[name] for name in arrays if name in common}

@@ -45,23 +45,22 @@ def param_specs(cfg):
     for i in range(cfg.model.num_layers):
         name, decoder = f"block{i}", i >= cfg.model.num_layers - cfg.model.num_layers // 2
         kind = "decoder_scale" if decoder else "scale"
-        if "k" in cfg.arch.layer_map and mixer_of(cfg, i) == "k":
-            scale = scalar_spec(cfg, name + ".koopman_scale", (width,), cfg.arch.koopman_scale_init, kind)
-            mixer = koopman_specs(cfg, name + ".koopman")
-        elif "s" in cfg.arch.layer_map and mixer_of(cfg, i) == "s":
-            scale = scalar_spec(cfg, name + ".skc_scale", (width,), cfg.arch.skc_scale_init, kind)
-            mixer = skc_specs(cfg, name + ".skc")
-        elif "a" in cfg.arch.layer_map:
-            scale = scalar_spec(cfg, name + ".attn_scale", (width,), cfg.arch.attn_scale_init, kind)
-            mixer = attention_specs(cfg, name + ".attn", i == first_attention(cfg))
         specs += [
             scalar_spec(cfg, name + ".mix", (2, width), 0.0, "mix"),
-            scale,
             scalar_spec(cfg, name + ".mlp_scale", (width,), cfg.arch.mlp_scale_init, kind),
         ]
         if decoder:
             specs.append(scalar_spec(cfg, name + ".skip", (width,), 1.0, "skip"))
-        specs += mixer + mlp_specs(cfg, name + ".mlp")
+        if "k" in cfg.arch.layer_map and mixer_of(cfg, i) == "k":
+            specs.append(scalar_spec(cfg, name + ".koopman_scale", (width,), cfg.arch.koopman_scale_init, kind))
+            specs += koopman_specs(cfg, name + ".koopman")
+        elif "s" in cfg.arch.layer_map and mixer_of(cfg, i) == "s":
+            specs.append(scalar_spec(cfg, name + ".skc_scale", (width,), cfg.arch.skc_scale_init, kind))
+            specs += skc_specs(cfg, name + ".skc")
+        elif "a" in cfg.arch.layer_map:
+            specs.append(scalar_spec(cfg, name + ".attn_scale", (width,), cfg.arch.attn_scale_init, kind))
+            specs += attention_specs(cfg, name + ".attn", i == first_attention(cfg))
+        specs += mlp_specs(cfg, name + ".mlp")
     return specs
 
 
@@ -74,8 +73,9 @@ def forward(ops, p, cfg, tokens):
     if "k" in cfg.arch.layer_map:
         koopman = koopman_tables(ops, cfg, tokens)
     if "s" in cfg.arch.layer_map:
-        skc, mixers = skc_tables(ops, cfg, tokens), sum(mixer_of(cfg, i) == "s" for i in range(layers))
-    saved, first_values, losses = [], None, {}
+        skc, losses = skc_tables(ops, cfg, tokens), {}
+        mixers = sum(mixer_of(cfg, i) == "s" for i in range(layers))
+    saved, first_values = [], None
     for i in range(cfg.model.num_layers):
         name = f"block{i}"
         if cfg.engram.engram_buckets and i == cfg.engram.engram_layer:
@@ -85,21 +85,26 @@ def forward(ops, p, cfg, tokens):
         mix = p[name + ".mix"]
         # Stored as the distance from (1 - x0_mix, x0_mix), so that Adam's steps and 16-bit rounding act on small numbers.
         x = (mix[0] + (1.0 - cfg.arch.x0_mix_init)) * x + (mix[1] + cfg.arch.x0_mix_init) * start
-        before = ops.rms_norm(x)
+        if cfg.arch.parallel:
+            before = ops.rms_norm(x)
         if "k" in cfg.arch.layer_map and mixer_of(cfg, i) == "k":
-            x = x + p[name + ".koopman_scale"] * koopman_layer(ops, p, cfg, name + ".koopman", before, koopman)
+            x = x + p[name + ".koopman_scale"] * koopman_layer(ops, p, cfg, name + ".koopman", ops.rms_norm(x), koopman)
         elif "s" in cfg.arch.layer_map and mixer_of(cfg, i) == "s":
-            branch, found = skc_layer(ops, p, cfg, name + ".skc", before, skc)
+            branch, found = skc_layer(ops, p, cfg, name + ".skc", ops.rms_norm(x), skc)
             losses = {key: losses.get(key, 0.0) + loss / mixers for key, loss in found.items()}
             x = x + p[name + ".skc_scale"] * branch
         elif "a" in cfg.arch.layer_map:
-            branch, values = attention_layer(ops, p, cfg, name + ".attn", before, tables, first_values, i >= layers - cfg.model.xsa_layers)
+            branch, values = attention_layer(
+                ops, p, cfg, name + ".attn", ops.rms_norm(x), tables, first_values, i >= layers - cfg.model.xsa_layers
+            )
             first_values = values if first_values is None else first_values
             x = x + p[name + ".attn_scale"] * branch
         x = x + p[name + ".mlp_scale"] * mlp_layer(ops, p, cfg, name + ".mlp", before if cfg.arch.parallel else ops.rms_norm(x))
         if i < layers // 2:
             saved.append(x)
-    return x, losses
+    if "s" in cfg.arch.layer_map:
+        return x, losses
+    return x, {}
 
 
 def readout(ops, p, cfg, x):

@@ -138,18 +138,23 @@ def state_logits(ops, cfg, like):
     return -ops.log(horizons - 0.9)
 
 
-def spectral_losses(ops, p, cfg, name, predicted, capsules, spectra, hadamard):
+def spectral_losses(ops, p, cfg, name, predicted, capsules, spectra, tables):
     """{name: scalar} that training adds: capsules predicted up to skc_rollout blocks ahead against those that came, as a share of their
-    variance, and channels that hold too much of the energy. Targets lie in the future: they are in no logit."""
+    mean square, and channels that hold too much of the energy. Targets lie in the future: they are in no logit. `tables` is what
+    `spectral_tables` made of the tokens; across documents nothing is foretold."""
     losses = {}
     if cfg.arch.skc_predict_weight:
         came = ops.stop_gradient(capsules)
         scale = 1.0 / (ops.mean(came * came) + 1e-6)
         total, ahead = 0.0, predicted[:, :-1]
+        if cfg.model.isolate_documents:
+            unbroken = kept = ops.reshape(tables[2], (came.shape[0], -1, 1, 1))
         for step in range(min(cfg.arch.skc_rollout, came.shape[1])):
             apart = ahead - came[:, step:]
+            if cfg.model.isolate_documents:
+                apart, kept = apart * kept, kept[:, :-1] * unbroken[:, step + 1 :]
             total = total + ops.mean(apart * apart) * scale
-            ahead = advanced(ops, p, cfg, name, ahead[:, :-1], hadamard)
+            ahead = advanced(ops, p, cfg, name, ahead[:, :-1], tables[1])
         losses["skc_predict"] = total * (cfg.arch.skc_predict_weight / cfg.arch.skc_rollout)
     if cfg.arch.skc_entropy_weight:
         energy = ops.mean(ops.mean(ops.mean(spectra * spectra, 0), 0), 0)
@@ -190,5 +195,5 @@ def spectral_path(ops, p, cfg, name, x, tables):
     if sources:
         if cfg.model.isolate_documents:
             told = ops.where(tables[4], ops.concat([told[:, :size]] * (sources + 1), 1)[:, :length], told)
-        losses = spectral_losses(ops, p, cfg, name, predicted, found, spectra, hadamard)
+        losses = spectral_losses(ops, p, cfg, name, predicted, found, spectra, tables)
     return told, losses
