@@ -39,6 +39,11 @@ TINY = {
     "eval_batch_seqs": 4,
 }
 
+# What an architecture has beyond those settings.
+TINY_KOOPMAN = {"koopman_state_dim": 32, "koopman_horizon": 64.0}
+TINY_SKC = {"skc_state_dim": 32, "skc_block": 8, "skc_capsules": 4, "skc_memory": 8.0}
+TINY_ARCH = {"koopman_ssm": TINY_KOOPMAN, "hybrid": TINY_KOOPMAN, "skc": TINY_SKC}
+
 FLAG_SETS = {
     "plain": {},
     "engram": {"engram_buckets": 64},
@@ -91,7 +96,7 @@ BACKENDS = {
 
 def tiny_config(arch="unet", **overrides):
     """A small `Config` of the architecture `arch`; overrides are setting names and values."""
-    values = TINY | overrides
+    values = TINY | TINY_ARCH.get(arch, {}) | overrides
     return load(None, {}, [f"model.name={arch}"] + [f"{key}={value}" for key, value in values.items()])[0]
 
 

@@ -38,6 +38,19 @@ def masked_attention(q, k, v, visible):
     return softmax(np.where(visible, scores, -np.inf)) @ v
 
 
+def linear_scan(decays, inputs):
+    state, states = np.zeros_like(inputs[:, 0]), []
+    for step in range(inputs.shape[1]):
+        state = decays[:, step] * state + inputs[:, step]
+        states.append(state)
+    return np.stack(states, 1)
+
+
+def some_decays(*shape):
+    """Uniform in (0, 1), one in eight of them 0."""
+    return (GENERATOR.random(shape) * (GENERATOR.random(shape) > 0.125)).astype(np.float32)
+
+
 def some_visible(rows, length):
     """Random boolean mask (rows, 1, length, length) in which every query sees itself at least."""
     return (GENERATOR.random((rows, 1, length, length)) < 0.3) | np.eye(length, dtype=bool)
@@ -150,6 +163,9 @@ CASES = [
         masked_attention,
         (normal(1, 4, 1, 8), normal(1, 1, 1, 8), normal(1, 1, 1, 8), some_visible(1, 1)),
     ),
+    Case("linear_scan", lambda ops, a, b: ops.linear_scan(a, b), linear_scan, (some_decays(2, 77, 3), normal(2, 77, 3))),
+    Case("linear_scan", lambda ops, a, b: ops.linear_scan(a, b), linear_scan, (some_decays(1, 1, 4), normal(1, 1, 4))),
+    Case("linear_scan", lambda ops, a, b: ops.linear_scan(a, b), linear_scan, (some_decays(1, 700, 2) * 0.2 + 0.8, normal(1, 700, 2))),
     Case("log_softmax", lambda ops, z: ops.log_softmax(z), lambda z: np.log(softmax(z)), (normal(2, 3, 6) * 4,)),
     Case("log_softmax", lambda ops, z: ops.log_softmax(z), lambda z: np.log(softmax(z)), (normal(2, 3, 6) + 30,)),
     Case("cross_entropy", lambda ops, z, t: ops.cross_entropy(z, t), cross_entropy, (normal(2, 3, 6) * 4, TOKENS)),

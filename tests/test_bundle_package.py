@@ -7,7 +7,7 @@ import pytest
 from model_fixtures import EVAL_SETS, FLAG_SETS, evaluating, random_arrays, tiny_config
 
 from trit.bundle.alone import run_alone
-from trit.bundle.bundle import ALL_CODECS, bundle
+from trit.bundle.bundle import ALL_CODECS, bundle, shaken_text
 from trit.bundle.verify import verify
 from trit.eval.temperature import artifact_specs
 from trit.models import arch_names, load_arch
@@ -71,7 +71,8 @@ def test_counted_evaluator_alone_equals_the_package(arch, part, shard_folder, tm
 def test_evaluation_only_form_scores_alike_and_cannot_train(arch, shard_folder, tmp_path):
     cfg = evaluating(arch, "all", vocab_size=260, ngram_nodes=2000)
     only = dataclasses.replace(cfg, eval=dataclasses.replace(cfg.eval, evaluation_only=True))
-    compare(only, shard_folder, tmp_path, [0, 40, 333], ALL_CODECS)
+    # Mixing takes most of a minute and packs whatever text it is given: once is enough.
+    compare(only, shard_folder, tmp_path, [0, 40, 333], ALL_CODECS if arch == "unet" else ("brotli",))
     small, whole = (bundle(each, codecs=("brotli",)) for each in (only, cfg))
     assert len(small.wrapped) < 0.75 * len(whole.wrapped) and set(small.kept) < set(whole.kept)
     trainers = ("trit.train.loop:", "trit.train.run:", "trit.train.loss:", "trit.train.optimizer:", "trit.train.schedule:")
@@ -82,3 +83,14 @@ def test_evaluation_only_form_scores_alike_and_cannot_train(arch, shard_folder, 
         assert not any(name.startswith(trainer) for name in small.kept), trainer
     done = run_alone(small, {"data": shard_folder}, environ={"DATA_PATH": "data", "TOKENIZER_PATH": "byte260"})
     assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("FileNotFoundError") and "artifact.trit" in done.stderr
+
+
+@pytest.mark.parametrize("arch,attends,recurs", [("unet", True, False), ("koopman_ssm", False, True), ("hybrid", True, True)])
+def test_only_the_mixers_of_the_layer_map_ship(arch, attends, recurs):
+    for isolated in ("false", "true"):
+        text = shaken_text(tiny_config(arch, isolate_documents=isolated))
+        for word in ("attention_layer", "attention_tables", "rope_frequencies"):
+            assert (f"def {word}(" in text) == attends, word
+        for word in ("koopman_layer", "koopman_tables", "ops_chunked_scan", "hadamard_matrix", "causal_conv"):
+            assert (f"def {word}(" in text) == recurs, word
+        assert "check_settings" not in text and "layer_map" not in text

@@ -108,7 +108,7 @@ def test_forward_reads_every_tensor_of_the_table_and_no_other(name):
 
     ops = BACKENDS["torch"].ops
     p = Recorder({n: ops.from_numpy(x) for n, x in arrays.items()})
-    model_logits(ops, load_arch(name), cfg, p, ops.from_numpy(random_tokens(cfg, 1, 8)))
+    model_logits(ops, load_arch(name), cfg, p, ops.from_numpy(random_tokens(cfg, 1, 20)))
     assert read == arrays.keys()
     missing = dict(arrays)
     del missing[next(iter(missing))]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from trit.compress.quantize import group_layout
 from trit.eval.ttt import scope_specs
+from trit.layer_map import check_layer_map
 from trit.models import load_arch
 from trit.setting import setting
 
@@ -334,6 +335,8 @@ def validate(config, world_size=1):
     if evaluation.ngram_order:
         nodes = evaluation.ngram_nodes
         require(least <= nodes <= 2**30, "eval.ngram_nodes", nodes, f"must be at least 4 * vocab_size = {least} and at most {2**30}")
+    if hasattr(config.arch, "layer_map"):
+        check_layer_map(config)
     if evaluation.ttt_scope != "none":
         for name in ("ttt_clip", "ttt_epochs", "ttt_lora_rank"):
             require(getattr(evaluation, name) > 0, f"eval.{name}", getattr(evaluation, name), "must be positive")

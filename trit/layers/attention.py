@@ -3,9 +3,19 @@
 Shapes: B batch, T time, H query heads, K key heads, D head width, C model width.
 """
 
+from dataclasses import dataclass
+
 from trit.layers.document import visible_blocks, visible_tokens
 from trit.layers.linear import normed_project, normed_projection_specs, project
 from trit.params import matrix_spec, scalar_spec
+from trit.setting import setting
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """What an architecture with attention lets one set of its branch; the rest is in `ModelConfig`."""
+
+    attn_scale_init: float = setting(0.5, "initial gain of the attention branch")
 
 
 def attention_specs(cfg, name, first):

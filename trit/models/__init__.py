@@ -1,4 +1,5 @@
-"""One file per architecture, found by file name. Each exports `ArchConfig`, `param_specs(cfg)` and `forward(ops, p, cfg, tokens)`."""
+"""One file per architecture, found by file name. Each exports `ArchConfig`, `param_specs(cfg)`, `forward(ops, p, cfg, tokens)` and
+`readout(ops, p, cfg, x)`. An `ArchConfig` with a `layer_map` is checked by trit/layer_map.py."""
 
 import importlib
 import pkgutil

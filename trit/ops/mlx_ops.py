@@ -6,6 +6,8 @@ Arrays are lazy: nothing runs until the backend evaluates them or `to_numpy` ask
 import mlx.core as mx
 import numpy as np
 
+from trit.ops.chunked_scan import chunked_scan, scan_gradients
+
 
 def from_numpy(array, like=None):
     """numpy array -> array (a copy). `like` is there for torch's sake: memory is unified."""
@@ -171,6 +173,17 @@ def flash_attention(q, k, v):
 def masked_attention(q, k, v, visible):
     """`attention` that is not causal by itself: boolean `visible` (B, 1, T, T) is True where a query (third axis) sees a key (fourth)."""
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5, mask=visible)
+
+
+def linear_scan(decays, inputs):
+    """States h_t = decays_t * h_(t-1) + inputs_t along the second axis of (B, T, C), from h = 0. Linear in T, forward and back."""
+
+    def pad_time(x, before, after):
+        return mx.pad(x, ((0, 0), (before, after), (0, 0)))
+
+    scan = mx.custom_function(lambda a, b: chunked_scan(mx.stack, pad_time, a, b, False))
+    scan.vjp(lambda given, gradient, states: scan_gradients(mx.stack, pad_time, given[0], states, gradient))
+    return scan(decays, inputs)
 
 
 def log_softmax(x):

@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trit.ops.torch_flash import flash_kernel
 from trit.ops.torch_fp8 import Fp8Product
+from trit.ops.torch_scan import LinearScan
 
 
 def from_numpy(array, like=None):
@@ -179,6 +180,11 @@ def masked_attention(q, k, v, visible):
     if repeat > 1:
         k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
     return functional.scaled_dot_product_attention(q, k, v, visible)
+
+
+def linear_scan(decays, inputs):
+    """States h_t = decays_t * h_(t-1) + inputs_t along the second axis of (B, T, C), from h = 0. Linear in T, forward and back."""
+    return LinearScan.apply(decays, inputs)
 
 
 def log_softmax(x):

@@ -1,0 +1,28 @@
+"""What a layer map may say: checked before a run, never shipped."""
+
+from dataclasses import fields
+
+from trit.layers.attention import AttentionConfig
+from trit.layers.koopman import KoopmanConfig, check_koopman
+from trit.layers.skc import SkcConfig, check_skc
+
+
+def check_layer_map(config):
+    """ValueError where the layer map is none, or a mixer's settings cannot be."""
+    layer_map, layers = config.arch.layer_map, config.model.num_layers
+    mixers = {"a": ("attention", AttentionConfig), "k": ("Koopman", KoopmanConfig), "s": ("SKC", SkcConfig)}
+    letters = [letter for letter, (_, settings) in mixers.items() if isinstance(config.arch, settings)]
+    known = " or ".join(f"{letter} ({mixers[letter][0]})" for letter in letters)
+    if not layer_map or set(layer_map) - set(letters) or len(layer_map) != 2 and layers % len(layer_map):
+        reason = f"must be one letter for each of model.num_layers={layers} layers, or a pattern that repeats: one for even and one for odd"
+        raise ValueError(f"arch.layer_map={layer_map!r} {reason} layers, or one that divides them; letters: {known}")
+    for letter in set(letters) - set(layer_map):
+        mixer, settings = mixers[letter]
+        for field in fields(settings):
+            if getattr(config.arch, field.name) != field.default:
+                reason = f"sets the {mixer} mixer, but arch.layer_map={layer_map!r} has no {letter}"
+                raise ValueError(f"arch.{field.name}={getattr(config.arch, field.name)} {reason}")
+    if "k" in layer_map:
+        check_koopman(config)
+    if "s" in layer_map:
+        check_skc(config)

@@ -1,0 +1,112 @@
+"""The skeleton that architectures share: a ternary U-Net of blocks, each a token mixer and an MLP. The first half of the blocks encodes
+and saves its streams, the second half adds them back.
+
+An architecture names the mixer of every block by the letters of `layer_map` in its `ArchConfig`: a setting, or a class constant where
+there is no choice. A map of one letter a block says it all; a shorter one repeats. Shapes: B batch, T time, C model width, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+from trit.layers.attention import attention_layer, attention_specs, attention_tables
+from trit.layers.embed import embed_tokens, embedding_specs, token_logits
+from trit.layers.engram import engram_layer, engram_specs
+from trit.layers.koopman import koopman_layer, koopman_specs, koopman_tables
+from trit.layers.mlp import mlp_layer, mlp_specs
+from trit.layers.skc import skc_layer, skc_specs, skc_tables
+from trit.params import scalar_spec
+from trit.setting import setting
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """What every architecture on this skeleton lets one set."""
+
+    mlp_scale_init: float = setting(0.5, "initial gain of the MLP branch")
+    parallel: bool = setting(False, "MLP and mixer of a block read the same stream and are added at once", env="SKC_PARALLEL_RESIDUAL")
+    x0_mix_init: float = setting(0.05, "initial share of the embedding mixed into the input of every block")
+
+
+def mixer_of(cfg, i):
+    """Letter of block i's mixer. Ask first whether the map holds a letter at all: that folds, and with it what no block needs."""
+    return cfg.arch.layer_map[i % len(cfg.arch.layer_map)]
+
+
+def first_attention(cfg):
+    """The block whose attention has no earlier values to mix in."""
+    return 0 if cfg.arch.layer_map == "a" else cfg.arch.layer_map.find("a")
+
+
+def param_specs(cfg):
+    """Table of all tensors."""
+    width = cfg.model.model_dim
+    specs = embedding_specs(cfg)
+    if cfg.engram.engram_buckets:
+        specs += engram_specs(cfg)
+    for i in range(cfg.model.num_layers):
+        name, decoder = f"block{i}", i >= cfg.model.num_layers - cfg.model.num_layers // 2
+        kind = "decoder_scale" if decoder else "scale"
+        specs += [
+            scalar_spec(cfg, name + ".mix", (2, width), 0.0, "mix"),
+            scalar_spec(cfg, name + ".mlp_scale", (width,), cfg.arch.mlp_scale_init, kind),
+        ]
+        if decoder:
+            specs.append(scalar_spec(cfg, name + ".skip", (width,), 1.0, "skip"))
+        if "k" in cfg.arch.layer_map and mixer_of(cfg, i) == "k":
+            specs.append(scalar_spec(cfg, name + ".koopman_scale", (width,), cfg.arch.koopman_scale_init, kind))
+            specs += koopman_specs(cfg, name + ".koopman")
+        elif "s" in cfg.arch.layer_map and mixer_of(cfg, i) == "s":
+            specs.append(scalar_spec(cfg, name + ".skc_scale", (width,), cfg.arch.skc_scale_init, kind))
+            specs += skc_specs(cfg, name + ".skc")
+        elif "a" in cfg.arch.layer_map:
+            specs.append(scalar_spec(cfg, name + ".attn_scale", (width,), cfg.arch.attn_scale_init, kind))
+            specs += attention_specs(cfg, name + ".attn", i == first_attention(cfg))
+        specs += mlp_specs(cfg, name + ".mlp")
+    return specs
+
+
+def forward(ops, p, cfg, tokens):
+    """Token ids (B, T) -> (stream (B, T, C), auxiliary losses {name: scalar}). The stream at t depends on tokens up to t only."""
+    layers = cfg.model.num_layers
+    x = start = embed_tokens(ops, p, cfg, tokens)
+    if "a" in cfg.arch.layer_map:
+        tables = attention_tables(ops, cfg, tokens)
+    if "k" in cfg.arch.layer_map:
+        koopman = koopman_tables(ops, cfg, tokens)
+    if "s" in cfg.arch.layer_map:
+        skc, losses = skc_tables(ops, cfg, tokens), {}
+        mixers = sum(mixer_of(cfg, i) == "s" for i in range(layers))
+    saved, first_values = [], None
+    for i in range(cfg.model.num_layers):
+        name = f"block{i}"
+        if cfg.engram.engram_buckets and i == cfg.engram.engram_layer:
+            x = x + engram_layer(ops, p, cfg, x, tokens)
+        if i >= layers - layers // 2:
+            x = x + p[name + ".skip"] * saved.pop()
+        mix = p[name + ".mix"]
+        # Stored as the distance from (1 - x0_mix, x0_mix), so that Adam's steps and 16-bit rounding act on small numbers.
+        x = (mix[0] + (1.0 - cfg.arch.x0_mix_init)) * x + (mix[1] + cfg.arch.x0_mix_init) * start
+        if cfg.arch.parallel:
+            before = ops.rms_norm(x)
+        if "k" in cfg.arch.layer_map and mixer_of(cfg, i) == "k":
+            x = x + p[name + ".koopman_scale"] * koopman_layer(ops, p, cfg, name + ".koopman", ops.rms_norm(x), koopman)
+        elif "s" in cfg.arch.layer_map and mixer_of(cfg, i) == "s":
+            branch, found = skc_layer(ops, p, cfg, name + ".skc", ops.rms_norm(x), skc)
+            losses = {key: losses.get(key, 0.0) + loss / mixers for key, loss in found.items()}
+            x = x + p[name + ".skc_scale"] * branch
+        elif "a" in cfg.arch.layer_map:
+            branch, values = attention_layer(
+                ops, p, cfg, name + ".attn", ops.rms_norm(x), tables, first_values, i >= layers - cfg.model.xsa_layers
+            )
+            first_values = values if first_values is None else first_values
+            x = x + p[name + ".attn_scale"] * branch
+        x = x + p[name + ".mlp_scale"] * mlp_layer(ops, p, cfg, name + ".mlp", before if cfg.arch.parallel else ops.rms_norm(x))
+        if i < layers // 2:
+            saved.append(x)
+    if "s" in cfg.arch.layer_map:
+        return x, losses
+    return x, {}
+
+
+def readout(ops, p, cfg, x):
+    """Any positions of the stream (B, T, C) -> logits (B, T, V) float32, each from its own position alone."""
+    return token_logits(ops, p, cfg, x)

@@ -1,0 +1,199 @@
+"""Block-lagged spectral path: complete blocks of a signal are taken to the Walsh domain, gathered into capsules by frequency band, and a
+Koopman operator predicts the capsules of the next block, which are all that its tokens read (skc.md C1).
+
+A token in block k sees blocks before k alone, so nothing of its own block or later can reach it. Documents stay apart where they are
+isolated: a block that holds two counts for neither. Shapes: B batch, T time, K blocks, F places in a block, N capsules, C channels.
+"""
+
+import math
+from dataclasses import dataclass
+
+from trit.data.token_ids import BOS_ID
+from trit.layers.document import document_starts
+from trit.layers.hadamard import hadamard_matrix
+from trit.layers.koopman import state_share
+from trit.layers.scan import decay_scan
+from trit.params import ParamSpec, on_grid, scalar_spec
+from trit.setting import setting
+
+# The diagonal stays within the one of 0, the low rank within the other: the spectral radius of their sum is below 1.
+DIAGONAL_RADIUS = 0.95
+COUPLING_RADIUS = 0.04
+
+
+@dataclass(frozen=True)
+class SpectralConfig:
+    """What one can set of the spectral path."""
+
+    skc_block: int = setting(16, "tokens in a block of the spectral path, a power of two", env="SKC_BLOCK_SIZE")
+    skc_capsules: int = setting(8, "capsules that share out the frequencies of a block", env="SKC_NUM_CAPSULES")
+    skc_rank: int = setting(4, "rank of the coupling in the prediction of capsules; 0 is off")
+    skc_memory: float = setting(32.0, "blocks that the slowest capsule channel remembers at the start; the fastest remembers 1")
+    skc_predict_weight: float = setting(0.01, "weight of the loss of predicted capsules; 0 is off")
+    skc_rollout: int = setting(1, "blocks ahead that capsules are predicted in that loss")
+    skc_entropy_weight: float = setting(0.0, "weight of the loss where few channels hold the energy; 0 is off")
+    skc_entropy_fraction: float = setting(0.8, "share of the largest entropy below which it is one", env="SKC_AUX_ENTROPY_FRACTION")
+
+
+def check_spectral(cfg):
+    """ValueError where the path's settings cannot be."""
+    block = cfg.arch.skc_block
+    for name, value, fits, reason in (
+        ("skc_block", block, block > 1 and not block & (block - 1), "must be a power of two from 2 on"),
+        ("skc_capsules", cfg.arch.skc_capsules, cfg.arch.skc_capsules > 0, "must be positive"),
+        ("skc_rank", cfg.arch.skc_rank, cfg.arch.skc_rank >= 0, "must be 0 (no coupling) or more"),
+        ("skc_memory", cfg.arch.skc_memory, cfg.arch.skc_memory > 1, "must be more than 1 block"),
+        ("skc_predict_weight", cfg.arch.skc_predict_weight, cfg.arch.skc_predict_weight >= 0, "must be 0 (off) or more"),
+        ("skc_rollout", cfg.arch.skc_rollout, cfg.arch.skc_rollout > 0, "must be 1 block or more"),
+        ("skc_entropy_weight", cfg.arch.skc_entropy_weight, cfg.arch.skc_entropy_weight >= 0, "must be 0 (off) or more"),
+        ("skc_entropy_fraction", cfg.arch.skc_entropy_fraction, 0 < cfg.arch.skc_entropy_fraction <= 1, "must lie above 0 and up to 1"),
+    ):
+        if not fits:
+            raise ValueError(f"arch.{name}={value} {reason}")
+
+
+def spectral_specs(cfg, name, channels):
+    """Parameters of one spectral path over C channels. Every table starts at a constant: what is not, is computed."""
+    capsules = cfg.arch.skc_capsules
+    specs = [
+        scalar_spec(cfg, name + ".centre", (capsules,), 0.0),
+        scalar_spec(cfg, name + ".width", (capsules,), 0.0),
+        scalar_spec(cfg, name + ".memory", (capsules, channels), 0.0, "decay"),
+        scalar_spec(cfg, name + ".diagonal", (capsules, channels), 1.0, "decay"),
+    ]
+    shapes = {".first": (capsules, channels), ".content": (capsules, channels)}
+    if cfg.arch.skc_rank:
+        shapes |= {".couple_in": (cfg.arch.skc_rank, channels), ".couple_out": (channels, cfg.arch.skc_rank)}
+    for part, shape in shapes.items():
+        spec = ParamSpec(name + part, shape, "normal", 0.02, "scalar", adapt="scale")
+        specs.append(on_grid(spec, cfg.quant.scalar_bits, shape[0] * shape[1], cfg.quant.scalar_clip))
+    return specs
+
+
+def sequency_order(size):
+    """For every number of sign changes 0 .. size - 1, the row of the Hadamard matrix that has so many: bit-reversed Gray code."""
+    bits = size.bit_length() - 1
+    return [int(format(k ^ k >> 1, f"0{bits}b")[::-1], 2) if bits else 0 for k in range(size)]
+
+
+def spectral_tables(ops, cfg, tokens, channels):
+    """What all spectral paths of a forward of tokens (B, T) share: the Walsh matrix (F, F) in order of sequency, the Hadamard matrix (C, C),
+    and with isolate_documents two weights (B, K, 1) of every block, of the state before it and of its own capsules, and the mask (B, T, 1)
+    of the tokens that see no earlier block, because their document starts in their own."""
+    size, length = cfg.arch.skc_block, tokens.shape[1]
+    like = ops.arange(1, tokens)
+    order = ops.cast(ops.constant(sequency_order(size), like), "int32")
+    tables = [ops.take(hadamard_matrix(ops, size, like), order), hadamard_matrix(ops, channels, like)]
+    if cfg.model.isolate_documents:
+        sources = (length - 1) // size
+        other = ops.reshape(ops.cast(tokens[:, : sources * size] != BOS_ID, "float32"), (tokens.shape[0], sources, size))
+        unbroken = 1.0 - ops.max(1.0 - other[:, :, 1:], 2, True)  # no document starts behind the first token
+        block_starts = ops.cast(ops.constant([place // size * size for place in range(length)], like), "float32")
+        tables += [unbroken * other[:, :, :1], unbroken, (document_starts(ops, tokens) >= block_starts)[:, :, None]]
+    return tables
+
+
+def band_logits(ops, p, cfg, name, like):
+    """Logits (F, N) float32 by which places in the Walsh domain belong to capsules: Gaussians around learned centres."""
+    capsules, size = cfg.arch.skc_capsules, cfg.arch.skc_block
+    centres = ops.arange(capsules, like) * (1.0 / max(capsules - 1, 1)) + ops.cast(p[name + ".centre"], "float32")
+    precision = float(capsules) * ops.exp(-ops.cast(p[name + ".width"], "float32"))
+    places = ops.reshape(ops.arange(size, like) * (1.0 / max(size - 1, 1)), (-1, 1))
+    distance = (places - centres) * precision
+    return -0.5 * distance * distance
+
+
+def softmax_last(ops, logits):
+    """Softmax over the last axis."""
+    return ops.exp(ops.log_softmax(logits))
+
+
+def advanced(ops, p, cfg, name, z, hadamard):
+    """Capsules (..., N, C) one block on: H (D + U V) H with the diagonal D of each capsule and a coupling of channels that all share.
+    Whatever is learned, D stays within DIAGONAL_RADIUS and U V within COUPLING_RADIUS, by its Frobenius norm."""
+    z = ops.linear(z, hadamard)
+    # tanh through the logistic function: the vocabulary has no other.
+    diagonal = DIAGONAL_RADIUS * (2.0 * ops.sigmoid(2.0 * ops.cast(p[name + ".diagonal"], "float32")) - 1.0)
+    moved = diagonal * z
+    if cfg.arch.skc_rank:
+        first, second = ops.cast(p[name + ".couple_in"], "float32"), ops.cast(p[name + ".couple_out"], "float32")
+        norm = ops.sqrt(ops.sum(first * first) * ops.sum(second * second) + 1e-12)
+        moved = moved + ops.linear(ops.linear(z, first), second) * (COUPLING_RADIUS / ops.maximum(norm, COUPLING_RADIUS))
+    return ops.linear(moved, hadamard)
+
+
+def block_capsules(ops, p, cfg, name, x, bands, walsh):
+    """Complete blocks x (B, K, F, C) -> (capsules (B, K, N, C), spectra (B, K, F, C)); places are shared out by band and content."""
+    spectra = ops.swap_last(ops.linear(ops.swap_last(x), walsh))
+    routing = softmax_last(ops, bands + ops.linear(ops.rms_norm(spectra), ops.cast(p[name + ".content"], "float32")))
+    gathered = ops.swap_last(routing) @ spectra
+    return gathered * ops.rsqrt(ops.sum(ops.swap_last(routing * routing), -1, True) + 1e-6), spectra
+
+
+def state_logits(ops, cfg, like):
+    """Logits (C,) of the share 1/n of its state that a capsule channel replaces a block; n is log-spaced from about 1 to skc_memory.
+    `like` is (C,)."""
+    channels = like.shape[0]
+    horizons = ops.exp(ops.arange(channels, like) * (math.log(cfg.arch.skc_memory) / max(channels - 1, 1)))
+    return -ops.log(horizons - 0.9)
+
+
+def spectral_losses(ops, p, cfg, name, predicted, capsules, spectra, tables):
+    """{name: scalar} that training adds: capsules predicted up to skc_rollout blocks ahead against those that came, as a share of their
+    mean square, and channels that hold too much of the energy. Targets lie in the future: they are in no logit. `tables` is what
+    `spectral_tables` made of the tokens; across documents nothing is foretold."""
+    losses = {}
+    if cfg.arch.skc_predict_weight:
+        came = ops.stop_gradient(capsules)
+        scale = 1.0 / (ops.mean(came * came) + 1e-6)
+        total, ahead = 0.0, predicted[:, :-1]
+        if cfg.model.isolate_documents:
+            unbroken = kept = ops.reshape(tables[2], (came.shape[0], -1, 1, 1))
+        for step in range(min(cfg.arch.skc_rollout, came.shape[1])):
+            apart = ahead - came[:, step:]
+            if cfg.model.isolate_documents:
+                apart, kept = apart * kept, kept[:, :-1] * unbroken[:, step + 1 :]
+            total = total + ops.mean(apart * apart) * scale
+            ahead = advanced(ops, p, cfg, name, ahead[:, :-1], tables[1])
+        losses["skc_predict"] = total * (cfg.arch.skc_predict_weight / cfg.arch.skc_rollout)
+    if cfg.arch.skc_entropy_weight:
+        energy = ops.mean(ops.mean(ops.mean(spectra * spectra, 0), 0), 0)
+        share = energy / (ops.sum(energy) + 1e-12)
+        entropy = -ops.sum(share * ops.log(share + 1e-12))
+        missing = ops.maximum(cfg.arch.skc_entropy_fraction * math.log(energy.shape[0]) - entropy, 0.0)
+        losses["skc_entropy"] = missing * cfg.arch.skc_entropy_weight
+    return losses
+
+
+def spectral_path(ops, p, cfg, name, x, tables):
+    """x (B, T, C) -> (what the blocks before each token's foretell (B, T, C) float32, {name: auxiliary loss})."""
+    batch, length, channels = x.shape
+    size, capsules = cfg.arch.skc_block, cfg.arch.skc_capsules
+    walsh, hadamard = tables[:2]
+    sources = (length - 1) // size  # complete blocks with a block after them
+    bands = band_logits(ops, p, cfg, name, walsh)
+    first = ops.cast(p[name + ".first"], "float32")
+    states = ops.zeros((batch, 1, capsules, channels), walsh) + first
+    losses = {}
+    if sources:
+        blocks = ops.reshape(ops.cast(x[:, : sources * size], "float32"), (batch, sources, size, channels))
+        found, spectra = block_capsules(ops, p, cfg, name, blocks, bands, walsh)
+        share = state_share(ops, ops.cast(p[name + ".memory"], "float32") + state_logits(ops, cfg, first[0]))
+        # The state less its start: so a document that begins is a state that is forgotten.
+        share, flat = ops.reshape(share, (1, 1, -1)), (batch, sources, -1)
+        inputs = share * ops.reshape(found - first, flat)
+        decays = 1.0 - share + ops.zeros(inputs.shape, inputs)
+        if cfg.model.isolate_documents:
+            decays, inputs = decays * tables[2], inputs * tables[3]
+        moved = ops.reshape(decay_scan(ops, decays, inputs), found.shape)
+        states = ops.concat([states, first + moved], 1)
+    predicted = advanced(ops, p, cfg, name, states, hadamard)
+    # Back to places: the transform is its own inverse up to the order of its rows.
+    places = ops.linear(ops.swap_last(walsh), ops.swap_last(softmax_last(ops, bands)))
+    told = ops.swap_last(ops.linear(ops.swap_last(predicted), places))
+    told = ops.reshape(told, (batch, -1, channels))[:, :length]
+    if sources:
+        if cfg.model.isolate_documents:
+            told = ops.where(tables[4], ops.concat([told[:, :size]] * (sources + 1), 1)[:, :length], told)
+        losses = spectral_losses(ops, p, cfg, name, predicted, found, spectra, tables)
+    return told, losses
