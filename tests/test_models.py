@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from model_fixtures import BACKENDS, FLAG_SETS, logits_of, random_arrays, random_tokens, start, tiny_config
 
 from trit.models import arch_names, load_arch
@@ -55,6 +56,15 @@ def test_logits_depend_on_earlier_tokens(name, flags):
     changed[0, 10] = (changed[0, 10] + 1) % cfg.model.vocab_size
     moved = np.abs(logits_of(cfg, arrays, tokens) - logits_of(cfg, arrays, changed)).max(-1)[0]
     assert (moved[:10] == 0).all() and (moved[10:] > 0).all()
+
+
+@pytest.mark.parametrize("name", arch_names())
+def test_a_forward_compiles_as_one_graph(name):
+    cfg, arrays = build(name, "odd_all")
+    side, tokens = BACKENDS["torch"], random_tokens(cfg, 2, 20)
+    p = {key: side.ops.from_numpy(array) for key, array in arrays.items()}
+    whole = torch.compile(lambda p, x: load_arch(name).forward(side.ops, p, cfg, x)[0], fullgraph=True, backend="eager")
+    assert torch.allclose(whole(p, side.ops.from_numpy(tokens)), load_arch(name).forward(side.ops, p, cfg, side.ops.from_numpy(tokens))[0])
 
 
 def test_causality_check_catches_a_planted_leak():

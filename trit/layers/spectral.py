@@ -72,8 +72,10 @@ def spectral_specs(cfg, name, channels):
 
 def sequency_order(size):
     """For every number of sign changes 0 .. size - 1, the row of the Hadamard matrix that has so many: bit-reversed Gray code."""
-    bits = size.bit_length() - 1
-    return [int(format(k ^ k >> 1, f"0{bits}b")[::-1], 2) if bits else 0 for k in range(size)]
+    order = [0]
+    while len(order) < size:
+        order = [order[k // 2] + len(order) * ((k ^ k // 2) & 1) for k in range(2 * len(order))]
+    return order
 
 
 def spectral_tables(ops, cfg, tokens, channels):
