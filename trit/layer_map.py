@@ -8,7 +8,7 @@ from trit.layers.skc import SkcConfig, check_skc
 
 
 def check_layer_map(config):
-    """ValueError where the layer map is none, or a mixer's settings cannot be."""
+    """ValueError where the layer map is none, a mixer's settings cannot be, or layers that are none should recur."""
     layer_map, layers = config.arch.layer_map, config.model.num_layers
     mixers = {"a": ("attention", AttentionConfig), "k": ("Koopman", KoopmanConfig), "s": ("SKC", SkcConfig)}
     letters = [letter for letter, (_, settings) in mixers.items() if isinstance(config.arch, settings)]
@@ -22,6 +22,11 @@ def check_layer_map(config):
             if getattr(config.arch, field.name) != field.default:
                 reason = f"sets the {mixer} mixer, but arch.layer_map={layer_map!r} has no {letter}"
                 raise ValueError(f"arch.{field.name}={getattr(config.arch, field.name)} {reason}")
+    recurrent, visits = config.arch.recurrent_layers, config.arch.recurrence
+    if len(set(recurrent)) < len(recurrent) or not set(recurrent) <= set(range(layers)):
+        raise ValueError(f"arch.recurrent_layers={recurrent} must be different layers, 0 to {layers - 1}")
+    if visits < 1:
+        raise ValueError(f"arch.recurrence={visits} must be 1 (every layer once) or more")
     if "k" in layer_map:
         check_koopman(config)
     if "s" in layer_map:

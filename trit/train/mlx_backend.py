@@ -8,6 +8,7 @@ from trit.eval.ttt import adapted
 from trit.train.backend import Backend, Evaluator, Process
 from trit.train.loss import rate_price, seen_weights, training_loss
 from trit.train.optimizer import optimizer_state, optimizer_step, spread, stacked
+from trit.train.phases import has_moments
 
 
 def start_process():
@@ -95,6 +96,10 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
 
     # Pure, so that compiling them needs no hidden state.
     loss_gradients = mx.value_and_grad(lambda q, tokens, targets: training_loss(ops, arch, cfg, q, tokens, targets))
+    if cfg.train.recurrence_start:
+        shallow_gradients = mx.value_and_grad(
+            lambda q, tokens, targets: training_loss(ops, arch, cfg, {**q, "shallow": True}, tokens, targets)
+        )
 
     def seen(whole, rounded):
         return seen_weights(ops, cfg, specs, spread(specs, whole), rounded)
@@ -104,6 +109,8 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
 
     if cfg.train.compile:
         loss_gradients, rounded_weights = mx.compile(loss_gradients), mx.compile(rounded_weights)
+        if cfg.train.recurrence_start:
+            shallow_gradients = mx.compile(shallow_gradients)
 
     def gradients_of(inputs, targets, rounded):
         """Mean loss and gradients over this step's micro-batches and all ranks."""
@@ -111,7 +118,10 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
         q = rounded_weights(held["p"]) if rounded else seen(held["p"], False)
         parts = cfg.train.grad_accum_steps
         for tokens, wanted in zip(np.split(inputs, parts), np.split(targets, parts)):
-            (_, loss), part = loss_gradients(q, mx.array(tokens), mx.array(wanted))
+            if cfg.train.recurrence_start and held["moment"].shallow:
+                (_, loss), part = shallow_gradients(q, mx.array(tokens), mx.array(wanted))
+            else:
+                (_, loss), part = loss_gradients(q, mx.array(tokens), mx.array(wanted))
             mean_loss = mean_loss + loss / parts
             part = {name: ops.cast(part[name], "float32") / parts for name in names}
             gradients = part if gradients is None else {name: gradients[name] + part[name] for name in names}
@@ -138,6 +148,10 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
         mx.eval(held["p"], held["state"], held["ema"])
         return lambda: (float(loss), float(norm))
 
+    def step_at(inputs, targets, factor, rounded, averaging, moment):
+        held["moment"] = moment
+        return step(inputs, targets, factor, rounded, averaging)
+
     def slowest(seconds):
         if process.world == 1:
             return seconds
@@ -161,4 +175,4 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
         second = {key: (mx.array(flat[f"optimizer/{key}/1"]),) if f"optimizer/{key}/1" in flat else () for key in first}
         held["state"] = {key: (x, *second[key]) for key, x in first.items()} | {"step": (mx.array(float(flat["step"])),)}
 
-    return Backend(step, slowest, export, state, restore, process.rank, process.world)
+    return Backend(step_at if has_moments(cfg) else step, slowest, export, state, restore, process.rank, process.world)

@@ -13,6 +13,7 @@ from trit.layers.attention import choose_attention
 from trit.train.backend import Backend, Evaluator, Process
 from trit.train.loss import rate_price, seen_weights, training_loss
 from trit.train.optimizer import optimizer_state, optimizer_step, spread, stacked, stacks
+from trit.train.phases import all_phases, has_moments, has_phases
 
 
 def start_process():
@@ -183,6 +184,8 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
         return stacked(ops, specs, {spec.name: to_device(flat[pattern.format(spec.name)], process) for spec in specs}, process.world)
 
     held = {"p": on_device(arrays, "{}"), "ema": {}, "clock": None}
+    if has_phases(cfg):
+        torch._dynamo.config.recompile_limit = 8 * len(all_phases(cfg))  # one graph a phase, and as many again for another backend
     held["state"] = optimizer_state(ops, specs, own(held["p"]))
     if cfg.train.attention_kernel == "flash":
         choose_attention(ops, cfg, next(iter(held["p"].values())))
@@ -217,7 +220,13 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
         mean_loss, gradients = 0.0, None
         parts = cfg.train.grad_accum_steps
         for tokens, wanted in zip(np.split(inputs, parts), np.split(targets, parts)):
-            objective, loss = loss_function(leaves, sent(tokens, process), sent(wanted, process))
+            if has_moments(cfg):
+                known = dict(leaves)
+                if cfg.train.recurrence_start and held["moment"].shallow:
+                    known["shallow"] = True
+                objective, loss = loss_function(known, sent(tokens, process), sent(wanted, process))
+            else:
+                objective, loss = loss_function(leaves, sent(tokens, process), sent(wanted, process))
             part = torch.autograd.grad(objective / parts, list(leaves.values()))
             mean_loss = mean_loss + loss.detach() / parts
             gradients = part if gradients is None else [a.float() + b for a, b in zip(gradients, part)]
@@ -245,6 +254,12 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
             share = torch.where(norm < float("inf"), 1.0 - cfg.train.ema_decay, 0.0)
             held["ema"] = {key: x + share * (held["p"][key] - x) for key, x in (held["ema"] or held["p"]).items()}
         return reader(process, loss, norm)
+
+    if has_moments(cfg):
+
+        def step_at(inputs, targets, factor, rounded, averaging, moment):
+            held["moment"] = moment
+            return step(inputs, targets, factor, rounded, averaging)
 
     def slowest(seconds):
         if process.world == 1:
@@ -275,4 +290,13 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
         held["state"]["step"] = (torch.full((), float(flat["step"]), device=process.device),)
 
     # A GPU is given the next step while it computes one; a CPU computes as it is told.
-    return Backend(step, slowest, export, state, restore, process.rank, process.world, 0 if process.device == "cpu" else 1)
+    return Backend(
+        step_at if has_moments(cfg) else step,
+        slowest,
+        export,
+        state,
+        restore,
+        process.rank,
+        process.world,
+        0 if process.device == "cpu" else 1,
+    )
