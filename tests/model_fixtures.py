@@ -64,6 +64,7 @@ FLAG_SETS = {
         "xsa_layers": 3,
         "isolate_documents": "true",
     },
+    "shared": {"num_layers": 4, "shared_blocks": 2, "recurrent_layers": "2", "engram_buckets": 64},
     "odd_all": {"num_layers": 3, "xsa_layers": 3, "engram_buckets": 64, "engram_layer": 1, "num_kv_heads": 1, "partial_rope_dims": 8},
 }
 

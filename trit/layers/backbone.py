@@ -12,6 +12,7 @@ from trit.layers.embed import embed_tokens, embedding_specs, token_logits
 from trit.layers.engram import engram_layer, engram_specs
 from trit.layers.koopman import koopman_layer, koopman_specs, koopman_tables
 from trit.layers.mlp import mlp_layer, mlp_specs
+from trit.layers.sharing import shared_specs, tallied, unshared
 from trit.layers.skc import skc_layer, skc_specs, skc_tables
 from trit.params import scalar_spec
 from trit.setting import setting
@@ -25,12 +26,18 @@ class BackboneConfig:
     parallel: bool = setting(False, "MLP and mixer of a block read the same stream and are added at once", env="SKC_PARALLEL_RESIDUAL")
     x0_mix_init: float = setting(0.05, "initial share of the embedding mixed into the input of every block")
     recurrent_layers: tuple = setting((), "blocks visited several times in a row, such as 3,4,5", env="RECUR_LAYERS")
+    shared_blocks: int = setting(0, "blocks of mixer and MLP weights that all layers share, as many for each letter; 0 is one a layer")
     recurrence: int = setting(2, "visits of each of them; in training from train.recurrence_start on", env="RECURRENCE_DEPTH")
 
 
 def mixer_of(cfg, i):
     """Letter of block i's mixer. Ask first whether the map holds a letter at all: that folds, and with it what no block needs."""
     return cfg.arch.layer_map[i % len(cfg.arch.layer_map)]
+
+
+def mixers_of(cfg):
+    """Letters of all blocks' mixers."""
+    return [mixer_of(cfg, i) for i in range(cfg.model.num_layers)]
 
 
 def first_attention(cfg):
@@ -70,12 +77,18 @@ def param_specs(cfg):
             specs.append(scalar_spec(cfg, name + ".attn_scale", (width,), cfg.arch.attn_scale_init, kind))
             specs += attention_specs(cfg, name + ".attn", i == first_attention(cfg))
         specs += mlp_specs(cfg, name + ".mlp")
+    if cfg.arch.shared_blocks:
+        specs = shared_specs(cfg, mixers_of(cfg), specs)
     return specs
 
 
 def forward(ops, p, cfg, tokens):
     """Token ids (B, T) -> (stream (B, T, C), auxiliary losses {name: scalar}). The stream at t depends on tokens up to t only."""
     layers = cfg.model.num_layers
+    if cfg.arch.shared_blocks:
+        p = unshared(p, cfg, mixers_of(cfg))
+    if (cfg.arch.shared_blocks or cfg.arch.recurrent_layers) and "taps" in p:
+        p = tallied(p, cfg, mixers_of(cfg))
     x = start = embed_tokens(ops, p, cfg, tokens)
     if "a" in cfg.arch.layer_map:
         tables = attention_tables(ops, cfg, tokens)
