@@ -134,7 +134,8 @@ def test_nothing_compiles_on_the_clock(monkeypatch, shard_folder):
         "batch_schedule": "32:0.05,64:0.15,96:0.25,128:0.35,160:0.45",
         "recurrence_start": 0.6,
     }
-    cfg = tiny_config(num_layers=1, recurrent_layers="0", compile="true", iterations=30, train_batch_tokens=192, **many)
+    chance = {"noise": 0.1, "drop_path": 0.2}
+    cfg = tiny_config(num_layers=1, recurrent_layers="0", compile="true", iterations=30, train_batch_tokens=192, **many, **chance)
     torch._dynamo.reset()
     trained, graphs = start(cfg), []
 
@@ -171,7 +172,7 @@ def reached(cfg, backend, folder, stop, resumed=None):
 
 @pytest.mark.parametrize("backend,stops", [("torch", range(10)), ("mlx", (1, 4))])
 def test_a_run_resumes_bit_for_bit_in_the_middle_of_any_phase(backend, stops, shard_folder):
-    cfg = tiny_config(iterations=10, **ALL)
+    cfg = tiny_config(iterations=10, noise=0.1, drop_path=0.2, **ALL)
     straight, end = reached(cfg, backend, shard_folder, 1000)
     taken = [phase_at(cfg, step / 10).tokens // 32 for step in range(10)]
     assert end[1] == 10 and end[3] == sum(taken)

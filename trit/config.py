@@ -66,6 +66,9 @@ class QuantConfig:
         False, "store the groups of the large matrices Hadamard-rotated, in training as in the artifact", env="TURBO_QUANT_TRAIN"
     )
     rotate_embedding: bool = setting(False, "the same for the groups of the embedding")
+    noise: float = setting(
+        0.0, "noise on ternary weights in training, as a share of their scale; it falls to 0 over the budget", env="TERNARY_NOISE_SCALE"
+    )
     full_precision_fraction: float = setting(0.0, "share of the budget trained before rounding is switched on")
 
 
@@ -81,6 +84,7 @@ class TrainConfig:
     seq_schedule: str = setting("", "windows of other lengths first, as length:share of the clock at which it ends, such as 64:0.1,128:0.3")
     batch_schedule: str = setting("", "tokens of an optimiser step first, likewise; then train_batch_tokens")
     recurrence_start: float = setting(0.0, "share of the clock from which arch.recurrent_layers recur in training; in evaluation always")
+    drop_path: float = setting(0.0, "probability that a training window skips a block (stochastic depth)", env="STOCHASTIC_DEPTH_PROB")
     matrix_lr: float = setting(0.02, "Muon learning rate of the matrices")
     scalar_lr: float = setting(0.01, "Adam learning rate of gains, scales and biases")
     embed_lr: float = setting(0.01, "Adam learning rate of the tied embedding", env="TIED_EMBED_LR")

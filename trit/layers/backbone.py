@@ -111,6 +111,8 @@ def forward(ops, p, cfg, tokens):
         mix = p[name + ".mix"]
         # Stored as the distance from (1 - x0_mix, x0_mix), so that Adam's steps and 16-bit rounding act on small numbers.
         x = (mix[0] + (1.0 - cfg.arch.x0_mix_init)) * x + (mix[1] + cfg.arch.x0_mix_init) * start
+        if cfg.train.drop_path:
+            base = x
         if cfg.arch.parallel:
             before = ops.rms_norm(x)
         if "k" in cfg.arch.layer_map and mixer_of(cfg, i) == "k":
@@ -133,6 +135,8 @@ def forward(ops, p, cfg, tokens):
             first_values = values if first_values is None else first_values
             x = x + p[name + ".attn_scale"] * branch
         x = x + p[name + ".mlp_scale"] * mlp_layer(ops, p, cfg, name + ".mlp", before if cfg.arch.parallel else ops.rms_norm(x))
+        if cfg.train.drop_path and "keep" in p:
+            x = base + p["keep"][i] * (x - base)
         if cfg.arch.recurrent_layers and again and i < layers // 2:
             saved.pop()  # the decoder gets what the block's last visit gave
         if i < layers // 2:

@@ -41,6 +41,13 @@ def check_phases(config, world_size):
     if train.recurrence_start and not getattr(config.arch, "recurrent_layers", ""):
         reason = "switches on what is not there; name layers in arch.recurrent_layers, or set it to 0"
         raise ValueError(f"train.recurrence_start={train.recurrence_start} {reason}")
+    if not 0 <= train.drop_path < 1:
+        raise ValueError(f"train.drop_path={train.drop_path} must be at least 0 (off) and below 1")
+    if config.quant.noise < 0 or config.quant.noise and train.fp8:
+        reason = "must not be negative" if config.quant.noise < 0 else "is not exact in train.fp8; set it to 0"
+        raise ValueError(f"quant.noise={config.quant.noise} {reason}")
+    if config.quant.noise and config.quant.matrix_scheme != "ternary":
+        raise ValueError(f"quant.noise={config.quant.noise} needs ternary weights; set quant.matrix_scheme=ternary, or it to 0")
     phased = train.seq_schedule or train.batch_schedule or train.recurrence_start
     if phased and train.compile and not train.warmup_steps:
         raise ValueError("train.warmup_steps=0 would compile every phase on the clock; set it to 1 or more, or train.compile=false")

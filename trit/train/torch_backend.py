@@ -11,6 +11,7 @@ from trit.eval.temperature import model_logits, scored_losses, scored_rows
 from trit.eval.ttt import adapted
 from trit.layers.attention import choose_attention
 from trit.train.backend import Backend, Evaluator, Process
+from trit.train.chance import kept_blocks, noise_key
 from trit.train.loss import rate_price, seen_weights, training_loss
 from trit.train.optimizer import optimizer_state, optimizer_step, spread, stacked, stacks
 from trit.train.phases import all_phases, has_moments, has_phases
@@ -197,6 +198,8 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
 
     @torch.no_grad()
     def seen(whole, rounded):
+        if cfg.quant.noise and rounded:
+            return seen_weights(ops, cfg, specs, spread(specs, whole) | {"noise": whole["noise"]}, rounded)
         return seen_weights(ops, cfg, specs, spread(specs, whole), rounded)
 
     @torch.no_grad()
@@ -216,14 +219,22 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
 
     def gradients_of(inputs, targets, rounded):
         """Mean loss and {name: gradient} over this step's micro-batches on this rank."""
-        leaves = {name: weight.detach().requires_grad_() for name, weight in seen(held["p"], rounded).items()}
+        if cfg.quant.noise and rounded:
+            noise = [sent(array, process) for array in noise_key(cfg, held["moment"])]
+            leaves = {name: weight.detach().requires_grad_() for name, weight in seen({**held["p"], "noise": noise}, rounded).items()}
+        else:
+            leaves = {name: weight.detach().requires_grad_() for name, weight in seen(held["p"], rounded).items()}
         mean_loss, gradients = 0.0, None
         parts = cfg.train.grad_accum_steps
+        if cfg.train.drop_path:
+            kept = np.split(kept_blocks(cfg, held["moment"], len(inputs), process.rank, process.world), parts, 1)[::-1]
         for tokens, wanted in zip(np.split(inputs, parts), np.split(targets, parts)):
             if has_moments(cfg):
                 known = dict(leaves)
                 if cfg.train.recurrence_start and held["moment"].shallow:
                     known["shallow"] = True
+                if cfg.train.drop_path:
+                    known["keep"] = ops.cast(sent(np.ascontiguousarray(kept.pop()), process), cfg.train.compute_dtype)
                 objective, loss = loss_function(known, sent(tokens, process), sent(wanted, process))
             else:
                 objective, loss = loss_function(leaves, sent(tokens, process), sent(wanted, process))
