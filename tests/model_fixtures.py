@@ -54,6 +54,17 @@ FLAG_SETS = {
     "full_embedding": {"embed_dim": 32},
     "isolated": {"isolate_documents": "true", "engram_buckets": 64, "engram_orders": 3},
     "one_layer": {"num_layers": 1, "num_kv_heads": 4},
+    "recurrent": {"recurrent_layers": "0"},
+    "recurrent_deep": {
+        "num_layers": 3,
+        "recurrent_layers": "0,1",
+        "recurrence": 3,
+        "engram_buckets": 64,
+        "engram_layer": 1,
+        "xsa_layers": 3,
+        "isolate_documents": "true",
+    },
+    "shared": {"num_layers": 4, "shared_blocks": 2, "recurrent_layers": "2", "engram_buckets": 64},
     "odd_all": {"num_layers": 3, "xsa_layers": 3, "engram_buckets": 64, "engram_layer": 1, "num_kv_heads": 1, "partial_rope_dims": 8},
 }
 

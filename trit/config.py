@@ -12,6 +12,7 @@ from trit.eval.ttt import scope_specs
 from trit.layer_map import check_layer_map
 from trit.models import load_arch
 from trit.setting import setting
+from trit.train.check_phases import check_phases
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,9 @@ class QuantConfig:
         False, "store the groups of the large matrices Hadamard-rotated, in training as in the artifact", env="TURBO_QUANT_TRAIN"
     )
     rotate_embedding: bool = setting(False, "the same for the groups of the embedding")
+    noise: float = setting(
+        0.0, "noise on ternary weights in training, as a share of their scale; it falls to 0 over the budget", env="TERNARY_NOISE_SCALE"
+    )
     full_precision_fraction: float = setting(0.0, "share of the budget trained before rounding is switched on")
 
 
@@ -77,6 +81,10 @@ class TrainConfig:
     iterations: int = setting(20000, "most optimiser steps; the wall clock usually ends the run first")
     max_wallclock_seconds: float = setting(280.0, "training seconds; 0 means that iterations alone end the run")
     warmup_steps: int = setting(2, "steps run before the clock starts, with every state restored afterwards")
+    seq_schedule: str = setting("", "windows of other lengths first, as length:share of the clock at which it ends, such as 64:0.1,128:0.3")
+    batch_schedule: str = setting("", "tokens of an optimiser step first, likewise; then train_batch_tokens")
+    recurrence_start: float = setting(0.0, "share of the clock from which arch.recurrent_layers recur in training; in evaluation always")
+    drop_path: float = setting(0.0, "probability that a training window skips a block (stochastic depth)", env="STOCHASTIC_DEPTH_PROB")
     matrix_lr: float = setting(0.02, "Muon learning rate of the matrices")
     scalar_lr: float = setting(0.01, "Adam learning rate of gains, scales and biases")
     embed_lr: float = setting(0.01, "Adam learning rate of the tied embedding", env="TIED_EMBED_LR")
@@ -304,6 +312,7 @@ def validate(config, world_size=1):
         train.train_batch_tokens,
         f"is not a multiple of world_size*grad_accum_steps*train_seq_len = {step}; nearest {near}",
     )
+    check_phases(config, world_size)
     held = config.compress.calibration_tokens
     require(
         not config.compress.allocate or held > 2 * train.train_seq_len,

@@ -8,7 +8,7 @@ from trit.layers.skc import SkcConfig, check_skc
 
 
 def check_layer_map(config):
-    """ValueError where the layer map is none, or a mixer's settings cannot be."""
+    """ValueError where the layer map is none, a mixer's settings cannot be, or layers that are none should recur."""
     layer_map, layers = config.arch.layer_map, config.model.num_layers
     mixers = {"a": ("attention", AttentionConfig), "k": ("Koopman", KoopmanConfig), "s": ("SKC", SkcConfig)}
     letters = [letter for letter, (_, settings) in mixers.items() if isinstance(config.arch, settings)]
@@ -22,6 +22,18 @@ def check_layer_map(config):
             if getattr(config.arch, field.name) != field.default:
                 reason = f"sets the {mixer} mixer, but arch.layer_map={layer_map!r} has no {letter}"
                 raise ValueError(f"arch.{field.name}={getattr(config.arch, field.name)} {reason}")
+    blocks, letters = config.arch.shared_blocks, [layer_map[i % len(layer_map)] for i in range(layers)]
+    fewest = min(letters.count(letter) for letter in set(letters))
+    possible = [len(set(letters)) * each for each in range(1, fewest + 1)]
+    if blocks and blocks not in possible:
+        near = " or ".join(map(str, possible))
+        reason = f"must be 0 (none shared) or, as many for each mixer and none idle in {''.join(letters)}, {near}"
+        raise ValueError(f"arch.shared_blocks={blocks} {reason}")
+    recurrent, visits = config.arch.recurrent_layers, config.arch.recurrence
+    if len(set(recurrent)) < len(recurrent) or not set(recurrent) <= set(range(layers)):
+        raise ValueError(f"arch.recurrent_layers={recurrent} must be different layers, 0 to {layers - 1}")
+    if visits < 1:
+        raise ValueError(f"arch.recurrence={visits} must be 1 (every layer once) or more")
     if "k" in layer_map:
         check_koopman(config)
     if "s" in layer_map:

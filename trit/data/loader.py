@@ -72,6 +72,37 @@ class TokenLoader:
         self.ahead.clear()
 
 
+class WindowLoader(TokenLoader):
+    """A `TokenLoader` whose steps take as many windows as they are asked for. `position` is the number of windows that all ranks have
+    taken, `taken[n]` what it was after n batches of this loader."""
+
+    def __init__(self, shards, seq_len, rows, seed, rank=0, world=1, position=0):
+        super().__init__(shards, seq_len, rows, seed, rank, world, position)
+        self.rank, self.world, self.asked, self.taken = rank, world, 0, [position]
+
+    def part(self, position, rows):
+        """(inputs, targets), int32 (rows / world, seq_len): this rank's part of the `rows` windows from `position` on."""
+        share = rows // self.world
+        start = position + self.rank * share
+        block = np.stack([self.window(start + row) for row in range(share)]).astype(np.int32)
+        return np.ascontiguousarray(block[:, :-1]), np.ascontiguousarray(block[:, 1:])
+
+    def next_windows(self, rows):
+        """The next (inputs, targets) when all ranks together take `rows` windows. What was made ahead for another number is dropped."""
+        if rows != self.asked:
+            for future in self.ahead:
+                future.cancel()
+            self.ahead.clear()
+            self.asked = rows
+        while len(self.ahead) < PREFETCH_BATCHES:
+            self.ahead.append(self.thread.submit(self.part, self.position + len(self.ahead) * rows, rows))
+        made = self.ahead[0].result()
+        self.ahead.popleft()
+        self.position += rows
+        self.taken.append(self.position)
+        return made
+
+
 def open_train_split(cfg, data_path):
     """(training parts, calibration part): two lists of token arrays; the second holds the split's last calibration_tokens."""
     parts, held, missing = [], [], cfg.compress.calibration_tokens
@@ -93,6 +124,8 @@ def open_train_split(cfg, data_path):
 def open_loader(cfg, data_path, seed, rank=0, world=1, position=0):
     """The `TokenLoader` of one rank on the training shards in `data_path`: train_batch_tokens a step, all ranks together."""
     rows = cfg.train.train_batch_tokens // cfg.train.train_seq_len
+    if cfg.train.batch_schedule:
+        return WindowLoader(open_train_split(cfg, data_path)[0], cfg.train.train_seq_len, world, seed, rank, world, position)
     return TokenLoader(open_train_split(cfg, data_path)[0], cfg.train.train_seq_len, rows, seed, rank, world, position)
 
 

@@ -12,6 +12,7 @@ from trit.layers.embed import embed_tokens, embedding_specs, token_logits
 from trit.layers.engram import engram_layer, engram_specs
 from trit.layers.koopman import koopman_layer, koopman_specs, koopman_tables
 from trit.layers.mlp import mlp_layer, mlp_specs
+from trit.layers.sharing import shared_specs, tallied, unshared
 from trit.layers.skc import skc_layer, skc_specs, skc_tables
 from trit.params import scalar_spec
 from trit.setting import setting
@@ -24,6 +25,9 @@ class BackboneConfig:
     mlp_scale_init: float = setting(0.5, "initial gain of the MLP branch")
     parallel: bool = setting(False, "MLP and mixer of a block read the same stream and are added at once", env="SKC_PARALLEL_RESIDUAL")
     x0_mix_init: float = setting(0.05, "initial share of the embedding mixed into the input of every block")
+    recurrent_layers: tuple = setting((), "blocks visited several times in a row, such as 3,4,5", env="RECUR_LAYERS")
+    shared_blocks: int = setting(0, "blocks of mixer and MLP weights that all layers share, as many for each letter; 0 is one a layer")
+    recurrence: int = setting(2, "visits of each of them; in training from train.recurrence_start on", env="RECURRENCE_DEPTH")
 
 
 def mixer_of(cfg, i):
@@ -31,9 +35,21 @@ def mixer_of(cfg, i):
     return cfg.arch.layer_map[i % len(cfg.arch.layer_map)]
 
 
+def mixers_of(cfg):
+    """Letters of all blocks' mixers."""
+    return [mixer_of(cfg, i) for i in range(cfg.model.num_layers)]
+
+
 def first_attention(cfg):
     """The block whose attention has no earlier values to mix in."""
     return 0 if cfg.arch.layer_map == "a" else cfg.arch.layer_map.find("a")
+
+
+def visits(cfg, p):
+    """The blocks in the order in which the stream meets them. A `p` that holds "shallow" asks for one visit of each: training before
+    train.recurrence_start."""
+    deep = 1 if cfg.train.recurrence_start and "shallow" in p else cfg.arch.recurrence
+    return [i for i in range(cfg.model.num_layers) for _ in range(deep if i in cfg.arch.recurrent_layers else 1)]
 
 
 def param_specs(cfg):
@@ -61,12 +77,18 @@ def param_specs(cfg):
             specs.append(scalar_spec(cfg, name + ".attn_scale", (width,), cfg.arch.attn_scale_init, kind))
             specs += attention_specs(cfg, name + ".attn", i == first_attention(cfg))
         specs += mlp_specs(cfg, name + ".mlp")
+    if cfg.arch.shared_blocks:
+        specs = shared_specs(cfg, mixers_of(cfg), specs)
     return specs
 
 
 def forward(ops, p, cfg, tokens):
     """Token ids (B, T) -> (stream (B, T, C), auxiliary losses {name: scalar}). The stream at t depends on tokens up to t only."""
     layers = cfg.model.num_layers
+    if cfg.arch.shared_blocks:
+        p = unshared(p, cfg, mixers_of(cfg))
+    if (cfg.arch.shared_blocks or cfg.arch.recurrent_layers) and "taps" in p:
+        p = tallied(p, cfg, mixers_of(cfg))
     x = start = embed_tokens(ops, p, cfg, tokens)
     if "a" in cfg.arch.layer_map:
         tables = attention_tables(ops, cfg, tokens)
@@ -74,17 +96,23 @@ def forward(ops, p, cfg, tokens):
         koopman = koopman_tables(ops, cfg, tokens)
     if "s" in cfg.arch.layer_map:
         skc, losses = skc_tables(ops, cfg, tokens), {}
-        mixers = sum(mixer_of(cfg, i) == "s" for i in range(layers))
+        mixers = sum(mixer_of(cfg, i) == "s" for i in (visits(cfg, p) if cfg.arch.recurrent_layers else range(layers)))
     saved, first_values = [], None
-    for i in range(cfg.model.num_layers):
+    if cfg.arch.recurrent_layers:
+        last = None
+    for i in visits(cfg, p) if cfg.arch.recurrent_layers else range(cfg.model.num_layers):
         name = f"block{i}"
-        if cfg.engram.engram_buckets and i == cfg.engram.engram_layer:
+        if cfg.arch.recurrent_layers:
+            again, last = i == last, i
+        if cfg.engram.engram_buckets and i == cfg.engram.engram_layer and not (cfg.arch.recurrent_layers and again):
             x = x + engram_layer(ops, p, cfg, x, tokens)
-        if i >= layers - layers // 2:
+        if i >= layers - layers // 2 and not (cfg.arch.recurrent_layers and again):
             x = x + p[name + ".skip"] * saved.pop()
         mix = p[name + ".mix"]
         # Stored as the distance from (1 - x0_mix, x0_mix), so that Adam's steps and 16-bit rounding act on small numbers.
         x = (mix[0] + (1.0 - cfg.arch.x0_mix_init)) * x + (mix[1] + cfg.arch.x0_mix_init) * start
+        if cfg.train.drop_path:
+            base = x
         if cfg.arch.parallel:
             before = ops.rms_norm(x)
         if "k" in cfg.arch.layer_map and mixer_of(cfg, i) == "k":
@@ -95,11 +123,22 @@ def forward(ops, p, cfg, tokens):
             x = x + p[name + ".skc_scale"] * branch
         elif "a" in cfg.arch.layer_map:
             branch, values = attention_layer(
-                ops, p, cfg, name + ".attn", ops.rms_norm(x), tables, first_values, i >= layers - cfg.model.xsa_layers
+                ops,
+                p,
+                cfg,
+                name + ".attn",
+                ops.rms_norm(x),
+                tables,
+                None if cfg.arch.recurrent_layers and i == first_attention(cfg) else first_values,
+                i >= layers - cfg.model.xsa_layers,
             )
             first_values = values if first_values is None else first_values
             x = x + p[name + ".attn_scale"] * branch
         x = x + p[name + ".mlp_scale"] * mlp_layer(ops, p, cfg, name + ".mlp", before if cfg.arch.parallel else ops.rms_norm(x))
+        if cfg.train.drop_path and "keep" in p:
+            x = base + p["keep"][i] * (x - base)
+        if cfg.arch.recurrent_layers and again and i < layers // 2:
+            saved.pop()  # the decoder gets what the block's last visit gave
         if i < layers // 2:
             saved.append(x)
     if "s" in cfg.arch.layer_map:

@@ -1,6 +1,7 @@
 """What training minimises, written once for both backends: the weights as the forward sees them, and the loss of a micro-batch."""
 
 from trit.compress.quantize import fake_quantize
+from trit.train.chance import noisy_quantize
 from trit.train.rate import kept_share
 
 
@@ -8,9 +9,12 @@ def seen_weights(ops, cfg, specs, p, rounded):
     """Parameters as the forward sees them, in compute_dtype: stored values where `rounded`, else as they are.
 
     Made once for an optimiser step, however many micro-batches it has: rounding passes gradients straight through, so the gradient
-    of these is the gradient of `p`.
+    of these is the gradient of `p`. Beside parameters `p` may hold "noise": the key and strength of a training step's (trit/train/chance.py).
     """
-    q = fake_quantize(ops, cfg, specs, p, {}) if rounded else dict(p)
+    if cfg.quant.noise and "noise" in p:
+        q = noisy_quantize(ops, cfg, specs, p, *p["noise"])
+    else:
+        q = fake_quantize(ops, cfg, specs, p, {}) if rounded else dict(p)
     if cfg.train.compute_dtype != "float32":
         q = {name: ops.cast(weight, cfg.train.compute_dtype) for name, weight in q.items()}
     return q
@@ -22,7 +26,8 @@ def summed_loss(ops, arch, cfg, q, stream, targets):
 
 
 def training_loss(ops, arch, cfg, q, tokens, targets):
-    """(objective, cross-entropy), scalars in nats a token, of seen weights `q` on int arrays (B, T).
+    """(objective, cross-entropy), scalars in nats a token, of seen weights `q` on int arrays (B, T). Beside weights `q` may hold what
+    holds for this step alone, as the forward knows it ("shallow": recurrent layers are visited once; "keep": what the updates of blocks are multiplied with).
 
     The objective adds the architecture's auxiliary losses. With train.loss_chunk_tokens no more logits than that exist at once, neither
     here nor in the backward pass, which computes them again. With train.fp8 the stream is computed with products in 8-bit floats, but

@@ -6,8 +6,10 @@ import numpy as np
 from trit.eval.temperature import model_logits, scored_losses, scored_rows
 from trit.eval.ttt import adapted
 from trit.train.backend import Backend, Evaluator, Process
+from trit.train.chance import kept_blocks, noise_key
 from trit.train.loss import rate_price, seen_weights, training_loss
 from trit.train.optimizer import optimizer_state, optimizer_step, spread, stacked
+from trit.train.phases import has_moments
 
 
 def start_process():
@@ -93,25 +95,33 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
     held = {"p": arrays_of(arrays, "{}"), "ema": {}}
     held["state"] = optimizer_state(ops, specs, held["p"])
 
-    # Pure, so that compiling them needs no hidden state.
-    loss_gradients = mx.value_and_grad(lambda q, tokens, targets: training_loss(ops, arch, cfg, q, tokens, targets))
+    # Pure, so that compiling them needs no hidden state. `beside` {name: array} has no gradient.
+    def objective(q, tokens, targets, beside):
+        return training_loss(ops, arch, cfg, {**q, **beside}, tokens, targets)
 
-    def seen(whole, rounded):
-        return seen_weights(ops, cfg, specs, spread(specs, whole), rounded)
+    def shallow_objective(q, tokens, targets, beside):
+        return training_loss(ops, arch, cfg, {**q, **beside, "shallow": True}, tokens, targets)
 
-    def rounded_weights(whole):
-        return seen(whole, True)
+    def rounded_weights(whole, beside):
+        return seen_weights(ops, cfg, specs, spread(specs, whole) | beside, True)
 
+    loss_gradients, shallow_gradients = mx.value_and_grad(objective), mx.value_and_grad(shallow_objective)
     if cfg.train.compile:
-        loss_gradients, rounded_weights = mx.compile(loss_gradients), mx.compile(rounded_weights)
+        loss_gradients, shallow_gradients = mx.compile(loss_gradients), mx.compile(shallow_gradients)
+        rounded_weights = mx.compile(rounded_weights)
 
     def gradients_of(inputs, targets, rounded):
         """Mean loss and gradients over this step's micro-batches and all ranks."""
         mean_loss, gradients = 0.0, None
-        q = rounded_weights(held["p"]) if rounded else seen(held["p"], False)
-        parts = cfg.train.grad_accum_steps
-        for tokens, wanted in zip(np.split(inputs, parts), np.split(targets, parts)):
-            (_, loss), part = loss_gradients(q, mx.array(tokens), mx.array(wanted))
+        beside = {"noise": [mx.array(array) for array in noise_key(cfg, held["moment"])]} if cfg.quant.noise else {}
+        q = rounded_weights(held["p"], beside) if rounded else seen_weights(ops, cfg, specs, spread(specs, held["p"]), False)
+        parts, micro = cfg.train.grad_accum_steps, [{}] * cfg.train.grad_accum_steps
+        if cfg.train.drop_path:
+            kept = kept_blocks(cfg, held["moment"], len(inputs), process.rank, process.world)
+            micro = [{"keep": ops.cast(mx.array(part), cfg.train.compute_dtype)} for part in np.split(kept, parts, 1)]
+        early = cfg.train.recurrence_start and held["moment"].shallow
+        for tokens, wanted, beside in zip(np.split(inputs, parts), np.split(targets, parts), micro):
+            (_, loss), part = (shallow_gradients if early else loss_gradients)(q, mx.array(tokens), mx.array(wanted), beside)
             mean_loss = mean_loss + loss / parts
             part = {name: ops.cast(part[name], "float32") / parts for name in names}
             gradients = part if gradients is None else {name: gradients[name] + part[name] for name in names}
@@ -138,6 +148,10 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
         mx.eval(held["p"], held["state"], held["ema"])
         return lambda: (float(loss), float(norm))
 
+    def step_at(inputs, targets, factor, rounded, averaging, moment):
+        held["moment"] = moment
+        return step(inputs, targets, factor, rounded, averaging)
+
     def slowest(seconds):
         if process.world == 1:
             return seconds
@@ -161,4 +175,4 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
         second = {key: (mx.array(flat[f"optimizer/{key}/1"]),) if f"optimizer/{key}/1" in flat else () for key in first}
         held["state"] = {key: (x, *second[key]) for key, x in first.items()} | {"step": (mx.array(float(flat["step"])),)}
 
-    return Backend(step, slowest, export, state, restore, process.rank, process.world)
+    return Backend(step_at if has_moments(cfg) else step, slowest, export, state, restore, process.rank, process.world)

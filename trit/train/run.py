@@ -16,13 +16,18 @@ def run_training(cfg, specs, backend, data_path, seed, log, resumed, save):
         backend.restore(state)
     loader = open_loader(cfg, data_path, seed, backend.rank, backend.world, position)
     log.line(f"model_params:{parameter_count(specs)} world_size:{backend.world} grad_accum_steps:{cfg.train.grad_accum_steps} seed:{seed}")
+    if cfg.train.batch_schedule:
+        begun = step
     begin = wall_clock()
     warm_up(cfg, backend, seed)
     log.line(f"warmup_step:{cfg.train.warmup_steps}/{cfg.train.warmup_steps} warmup_time:{(wall_clock() - begin) * 1000:.0f}ms")
 
     def save_all(step, seconds):
         # A step takes one batch. The loader may be one ahead: a step that Ctrl-C broke off is done again.
-        save(backend.state(), step, seconds, step)
+        if cfg.train.batch_schedule:
+            save(backend.state(), step, seconds, loader.taken[step - begun])
+        else:
+            save(backend.state(), step, seconds, step)
 
     try:
         result = train(cfg, backend, loader, log, save_all, step, seconds, wall_clock)

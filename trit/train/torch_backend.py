@@ -11,8 +11,10 @@ from trit.eval.temperature import model_logits, scored_losses, scored_rows
 from trit.eval.ttt import adapted
 from trit.layers.attention import choose_attention
 from trit.train.backend import Backend, Evaluator, Process
+from trit.train.chance import kept_blocks, noise_key
 from trit.train.loss import rate_price, seen_weights, training_loss
 from trit.train.optimizer import optimizer_state, optimizer_step, spread, stacked, stacks
+from trit.train.phases import all_phases, has_moments, has_phases
 
 
 def start_process():
@@ -183,6 +185,8 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
         return stacked(ops, specs, {spec.name: to_device(flat[pattern.format(spec.name)], process) for spec in specs}, process.world)
 
     held = {"p": on_device(arrays, "{}"), "ema": {}, "clock": None}
+    if has_phases(cfg):
+        torch._dynamo.config.recompile_limit = 8 * len(all_phases(cfg))  # one graph a phase, and as many again for another backend
     held["state"] = optimizer_state(ops, specs, own(held["p"]))
     if cfg.train.attention_kernel == "flash":
         choose_attention(ops, cfg, next(iter(held["p"].values())))
@@ -194,6 +198,8 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
 
     @torch.no_grad()
     def seen(whole, rounded):
+        if cfg.quant.noise and rounded:
+            return seen_weights(ops, cfg, specs, spread(specs, whole) | {"noise": whole["noise"]}, rounded)
         return seen_weights(ops, cfg, specs, spread(specs, whole), rounded)
 
     @torch.no_grad()
@@ -213,11 +219,25 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
 
     def gradients_of(inputs, targets, rounded):
         """Mean loss and {name: gradient} over this step's micro-batches on this rank."""
-        leaves = {name: weight.detach().requires_grad_() for name, weight in seen(held["p"], rounded).items()}
+        if cfg.quant.noise and rounded:
+            noise = [sent(array, process) for array in noise_key(cfg, held["moment"])]
+            leaves = {name: weight.detach().requires_grad_() for name, weight in seen({**held["p"], "noise": noise}, rounded).items()}
+        else:
+            leaves = {name: weight.detach().requires_grad_() for name, weight in seen(held["p"], rounded).items()}
         mean_loss, gradients = 0.0, None
         parts = cfg.train.grad_accum_steps
+        if cfg.train.drop_path:
+            kept = np.split(kept_blocks(cfg, held["moment"], len(inputs), process.rank, process.world), parts, 1)[::-1]
         for tokens, wanted in zip(np.split(inputs, parts), np.split(targets, parts)):
-            objective, loss = loss_function(leaves, sent(tokens, process), sent(wanted, process))
+            if has_moments(cfg):
+                known = dict(leaves)
+                if cfg.train.recurrence_start and held["moment"].shallow:
+                    known["shallow"] = True
+                if cfg.train.drop_path:
+                    known["keep"] = ops.cast(sent(np.ascontiguousarray(kept.pop()), process), cfg.train.compute_dtype)
+                objective, loss = loss_function(known, sent(tokens, process), sent(wanted, process))
+            else:
+                objective, loss = loss_function(leaves, sent(tokens, process), sent(wanted, process))
             part = torch.autograd.grad(objective / parts, list(leaves.values()))
             mean_loss = mean_loss + loss.detach() / parts
             gradients = part if gradients is None else [a.float() + b for a, b in zip(gradients, part)]
@@ -245,6 +265,12 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
             share = torch.where(norm < float("inf"), 1.0 - cfg.train.ema_decay, 0.0)
             held["ema"] = {key: x + share * (held["p"][key] - x) for key, x in (held["ema"] or held["p"]).items()}
         return reader(process, loss, norm)
+
+    if has_moments(cfg):
+
+        def step_at(inputs, targets, factor, rounded, averaging, moment):
+            held["moment"] = moment
+            return step(inputs, targets, factor, rounded, averaging)
 
     def slowest(seconds):
         if process.world == 1:
@@ -275,4 +301,13 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
         held["state"]["step"] = (torch.full((), float(flat["step"]), device=process.device),)
 
     # A GPU is given the next step while it computes one; a CPU computes as it is told.
-    return Backend(step, slowest, export, state, restore, process.rank, process.world, 0 if process.device == "cpu" else 1)
+    return Backend(
+        step_at if has_moments(cfg) else step,
+        slowest,
+        export,
+        state,
+        restore,
+        process.rank,
+        process.world,
+        0 if process.device == "cpu" else 1,
+    )

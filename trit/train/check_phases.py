@@ -1,0 +1,53 @@
+"""What the schedules of phases may say: checked before a run, never shipped."""
+
+from trit.train.phases import parse_schedule
+
+
+def read_schedule(name, text):
+    """`parse_schedule`, or ValueError where the text is none or its shares do not rise between 0 and 1."""
+    try:
+        schedule = parse_schedule(text)
+        whole = len(schedule) == text.count(",") + 1
+    except ValueError:
+        whole = False
+    if not whole:
+        raise ValueError(f"{name}={text!r} is no schedule; write value:share of the clock at which it ends, for example 64:0.1,128:0.3")
+    ends = [end for _, end in schedule]
+    if not all(low < high for low, high in zip([0.0, *ends], [*ends, 1.0])):
+        raise ValueError(
+            f"{name}={text!r}: the shares of the clock must rise, above 0 and below 1; after the last one the full value holds"
+        )
+    return schedule
+
+
+def check_phases(config, world_size):
+    """ValueError where a schedule cannot be cut into windows and micro-batches, or names a switch of nothing."""
+    train = config.train
+    if train.seq_schedule:
+        for length, _ in read_schedule("train.seq_schedule", train.seq_schedule):
+            if length < 2 or train.train_seq_len % length:
+                near = ", ".join(str(n) for n in range(2, train.train_seq_len) if train.train_seq_len % n == 0)
+                reason = f"windows of {length} do not divide train.train_seq_len={train.train_seq_len}; possible: {near}"
+                raise ValueError(f"train.seq_schedule={train.seq_schedule!r}: {reason}")
+    if train.batch_schedule:
+        step = world_size * train.grad_accum_steps * train.train_seq_len
+        for tokens, _ in read_schedule("train.batch_schedule", train.batch_schedule):
+            if tokens < step or tokens % step:
+                reason = f"{tokens} tokens are no multiple of world_size*grad_accum_steps*train_seq_len = {step}"
+                near = " or ".join(str(n) for n in (tokens // step * step, tokens // step * step + step) if n)
+                raise ValueError(f"train.batch_schedule={train.batch_schedule!r}: {reason}; nearest {near}")
+    if not 0 <= train.recurrence_start < 1:
+        raise ValueError(f"train.recurrence_start={train.recurrence_start} must be at least 0 and below 1: evaluation always recurs")
+    if train.recurrence_start and not getattr(config.arch, "recurrent_layers", ""):
+        reason = "switches on what is not there; name layers in arch.recurrent_layers, or set it to 0"
+        raise ValueError(f"train.recurrence_start={train.recurrence_start} {reason}")
+    if not 0 <= train.drop_path < 1:
+        raise ValueError(f"train.drop_path={train.drop_path} must be at least 0 (off) and below 1")
+    if config.quant.noise < 0 or config.quant.noise and train.fp8:
+        reason = "must not be negative" if config.quant.noise < 0 else "is not exact in train.fp8; set it to 0"
+        raise ValueError(f"quant.noise={config.quant.noise} {reason}")
+    if config.quant.noise and config.quant.matrix_scheme != "ternary":
+        raise ValueError(f"quant.noise={config.quant.noise} needs ternary weights; set quant.matrix_scheme=ternary, or it to 0")
+    phased = train.seq_schedule or train.batch_schedule or train.recurrence_start
+    if phased and train.compile and not train.warmup_steps:
+        raise ValueError("train.warmup_steps=0 would compile every phase on the clock; set it to 1 or more, or train.compile=false")
