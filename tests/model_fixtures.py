@@ -44,6 +44,9 @@ TINY_KOOPMAN = {"koopman_state_dim": 32, "koopman_horizon": 64.0}
 TINY_SKC = {"skc_state_dim": 32, "skc_block": 8, "skc_capsules": 4, "skc_memory": 8.0}
 TINY_ARCH = {"koopman_ssm": TINY_KOOPMAN, "hybrid": TINY_KOOPMAN, "skc": TINY_SKC}
 
+# Parts that any architecture may have, small.
+TINY_CAPSULES = {"capsules": 4, "capsule_dim": 16, "capsule_block": 8, "capsule_memory": 8.0}
+
 FLAG_SETS = {
     "plain": {},
     "engram": {"engram_buckets": 64},
@@ -55,6 +58,8 @@ FLAG_SETS = {
     "isolated": {"isolate_documents": "true", "engram_buckets": 64, "engram_orders": 3},
     "one_layer": {"num_layers": 1, "num_kv_heads": 4},
     "odd_all": {"num_layers": 3, "xsa_layers": 3, "engram_buckets": 64, "engram_layer": 1, "num_kv_heads": 1, "partial_rope_dims": 8},
+    "capsules": TINY_CAPSULES,
+    "capsules_isolated": TINY_CAPSULES | {"isolate_documents": "true", "num_layers": 3, "capsule_block": 4, "capsule_rank": 0},
 }
 
 # Parts of the evaluator; `evaluating` gives a configuration in which each of them does something on a text of some hundred tokens.

@@ -3,6 +3,7 @@
 from dataclasses import fields
 
 from trit.layers.attention import AttentionConfig
+from trit.layers.capsules import CapsuleConfig, check_capsules
 from trit.layers.koopman import KoopmanConfig, check_koopman
 from trit.layers.skc import SkcConfig, check_skc
 
@@ -22,7 +23,23 @@ def check_layer_map(config):
             if getattr(config.arch, field.name) != field.default:
                 reason = f"sets the {mixer} mixer, but arch.layer_map={layer_map!r} has no {letter}"
                 raise ValueError(f"arch.{field.name}={getattr(config.arch, field.name)} {reason}")
+    check_parts(config)
     if "k" in layer_map:
         check_koopman(config)
     if "s" in layer_map:
         check_skc(config)
+
+
+def check_parts(config):
+    """ValueError where a part that any architecture may have has settings that cannot be, or that nothing reads."""
+    rank, reads = config.arch.capsule_rank, config.arch.capsules or "s" in config.arch.layer_map
+    if rank < 0:
+        raise ValueError(f"arch.capsule_rank={rank} must be 0 (no coupling) or more")
+    for switch, settings, check in (("capsules", CapsuleConfig, check_capsules),):
+        if getattr(config.arch, switch):
+            check(config)
+            continue
+        for field in fields(settings):
+            value = getattr(config.arch, field.name)
+            if value != field.default and not (field.name == "capsule_rank" and reads):
+                raise ValueError(f"arch.{field.name}={value} does nothing while arch.{switch}=0")

@@ -8,6 +8,7 @@ there is no choice. A map of one letter a block says it all; a shorter one repea
 from dataclasses import dataclass
 
 from trit.layers.attention import attention_layer, attention_specs, attention_tables
+from trit.layers.capsules import CapsuleConfig, capsule_layer, capsule_specs
 from trit.layers.embed import embed_tokens, embedding_specs, token_logits
 from trit.layers.engram import engram_layer, engram_specs
 from trit.layers.koopman import koopman_layer, koopman_specs, koopman_tables
@@ -18,7 +19,7 @@ from trit.setting import setting
 
 
 @dataclass(frozen=True)
-class BackboneConfig:
+class BackboneConfig(CapsuleConfig):
     """What every architecture on this skeleton lets one set."""
 
     mlp_scale_init: float = setting(0.5, "initial gain of the MLP branch")
@@ -42,6 +43,8 @@ def param_specs(cfg):
     specs = embedding_specs(cfg)
     if cfg.engram.engram_buckets:
         specs += engram_specs(cfg)
+    if cfg.arch.capsules:
+        specs += capsule_specs(cfg)
     for i in range(cfg.model.num_layers):
         name, decoder = f"block{i}", i >= cfg.model.num_layers - cfg.model.num_layers // 2
         kind = "decoder_scale" if decoder else "scale"
@@ -68,6 +71,8 @@ def forward(ops, p, cfg, tokens):
     """Token ids (B, T) -> (stream (B, T, C), auxiliary losses {name: scalar}). The stream at t depends on tokens up to t only."""
     layers = cfg.model.num_layers
     x = start = embed_tokens(ops, p, cfg, tokens)
+    if cfg.arch.capsules:
+        losses = {}
     if "a" in cfg.arch.layer_map:
         tables = attention_tables(ops, cfg, tokens)
     if "k" in cfg.arch.layer_map:
@@ -78,6 +83,9 @@ def forward(ops, p, cfg, tokens):
     saved, first_values = [], None
     for i in range(cfg.model.num_layers):
         name = f"block{i}"
+        if cfg.arch.capsules and i == layers // 2:
+            branch, found = capsule_layer(ops, p, cfg, ops.rms_norm(x), tokens)
+            x, losses = x + branch, losses | found
         if cfg.engram.engram_buckets and i == cfg.engram.engram_layer:
             x = x + engram_layer(ops, p, cfg, x, tokens)
         if i >= layers - layers // 2:
@@ -102,7 +110,7 @@ def forward(ops, p, cfg, tokens):
         x = x + p[name + ".mlp_scale"] * mlp_layer(ops, p, cfg, name + ".mlp", before if cfg.arch.parallel else ops.rms_norm(x))
         if i < layers // 2:
             saved.append(x)
-    if "s" in cfg.arch.layer_map:
+    if "s" in cfg.arch.layer_map or cfg.arch.capsules:
         return x, losses
     return x, {}
 
