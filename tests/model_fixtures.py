@@ -46,6 +46,7 @@ TINY_ARCH = {"koopman_ssm": TINY_KOOPMAN, "hybrid": TINY_KOOPMAN, "skc": TINY_SK
 
 # Parts that any architecture may have, small.
 TINY_CAPSULES = {"capsules": 4, "capsule_dim": 16, "capsule_block": 8, "capsule_memory": 8.0}
+TINY_FEEDBACK = {"feedback_passes": 1, "feedback_dim": 16, "feedback_block": 8, "feedback_memory": 8.0}
 
 FLAG_SETS = {
     "plain": {},
@@ -60,6 +61,10 @@ FLAG_SETS = {
     "odd_all": {"num_layers": 3, "xsa_layers": 3, "engram_buckets": 64, "engram_layer": 1, "num_kv_heads": 1, "partial_rope_dims": 8},
     "capsules": TINY_CAPSULES,
     "capsules_isolated": TINY_CAPSULES | {"isolate_documents": "true", "num_layers": 3, "capsule_block": 4, "capsule_rank": 0},
+    "feedback": TINY_FEEDBACK,
+    "feedback_twice": TINY_FEEDBACK
+    | TINY_CAPSULES
+    | {"feedback_passes": 2, "feedback_block": 4, "num_layers": 4, "engram_buckets": 64, "engram_layer": 2, "isolate_documents": "true"},
 }
 
 # Parts of the evaluator; `evaluating` gives a configuration in which each of them does something on a text of some hundred tokens.

@@ -11,6 +11,7 @@ from trit.layers.attention import attention_layer, attention_specs, attention_ta
 from trit.layers.capsules import CapsuleConfig, capsule_layer, capsule_specs
 from trit.layers.embed import embed_tokens, embedding_specs, token_logits
 from trit.layers.engram import engram_layer, engram_specs
+from trit.layers.feedback import FeedbackConfig, decoder_visits, feedback_layer, feedback_memory, feedback_specs
 from trit.layers.koopman import koopman_layer, koopman_specs, koopman_tables
 from trit.layers.mlp import mlp_layer, mlp_specs
 from trit.layers.skc import skc_layer, skc_specs, skc_tables
@@ -19,7 +20,7 @@ from trit.setting import setting
 
 
 @dataclass(frozen=True)
-class BackboneConfig(CapsuleConfig):
+class BackboneConfig(FeedbackConfig, CapsuleConfig):
     """What every architecture on this skeleton lets one set."""
 
     mlp_scale_init: float = setting(0.5, "initial gain of the MLP branch")
@@ -45,6 +46,8 @@ def param_specs(cfg):
         specs += engram_specs(cfg)
     if cfg.arch.capsules:
         specs += capsule_specs(cfg)
+    if cfg.arch.feedback_passes:
+        specs += feedback_specs(cfg)
     for i in range(cfg.model.num_layers):
         name, decoder = f"block{i}", i >= cfg.model.num_layers - cfg.model.num_layers // 2
         kind = "decoder_scale" if decoder else "scale"
@@ -79,13 +82,22 @@ def forward(ops, p, cfg, tokens):
         koopman = koopman_tables(ops, cfg, tokens)
     if "s" in cfg.arch.layer_map:
         skc, losses = skc_tables(ops, cfg, tokens), {}
-        mixers = sum(mixer_of(cfg, i) == "s" for i in range(layers))
+        mixers = sum(mixer_of(cfg, i) == "s" for i in (decoder_visits(cfg) if cfg.arch.feedback_passes else range(layers)))
     saved, first_values = [], None
-    for i in range(cfg.model.num_layers):
+    if cfg.arch.feedback_passes:
+        entry = memory = None
+    for i in decoder_visits(cfg) if cfg.arch.feedback_passes else range(cfg.model.num_layers):
         name = f"block{i}"
-        if cfg.arch.capsules and i == layers // 2:
+        if cfg.arch.capsules and i == layers // 2 and not (cfg.arch.feedback_passes and entry):
             branch, found = capsule_layer(ops, p, cfg, ops.rms_norm(x), tokens)
             x, losses = x + branch, losses | found
+        if cfg.arch.feedback_passes and i == layers - layers // 2:
+            # A pass begins: the first with what it finds, every other with the same and what the one before it made of that.
+            if entry:
+                memory = feedback_memory(ops, p, cfg, ops.rms_norm(x), tokens)
+            else:
+                entry = x, saved, first_values
+            x, saved, first_values = entry[0], list(entry[1]), entry[2]
         if cfg.engram.engram_buckets and i == cfg.engram.engram_layer:
             x = x + engram_layer(ops, p, cfg, x, tokens)
         if i >= layers - layers // 2:
@@ -93,6 +105,8 @@ def forward(ops, p, cfg, tokens):
         mix = p[name + ".mix"]
         # Stored as the distance from (1 - x0_mix, x0_mix), so that Adam's steps and 16-bit rounding act on small numbers.
         x = (mix[0] + (1.0 - cfg.arch.x0_mix_init)) * x + (mix[1] + cfg.arch.x0_mix_init) * start
+        if cfg.arch.feedback_passes and memory:
+            x = x + feedback_layer(ops, p, cfg, "feedback." + name, ops.rms_norm(x), memory)
         if cfg.arch.parallel:
             before = ops.rms_norm(x)
         if "k" in cfg.arch.layer_map and mixer_of(cfg, i) == "k":
