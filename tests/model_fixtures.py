@@ -47,6 +47,7 @@ TINY_ARCH = {"koopman_ssm": TINY_KOOPMAN, "hybrid": TINY_KOOPMAN, "skc": TINY_SK
 # Parts that any architecture may have, small.
 TINY_CAPSULES = {"capsules": 4, "capsule_dim": 16, "capsule_block": 8, "capsule_memory": 8.0}
 TINY_FEEDBACK = {"feedback_passes": 1, "feedback_dim": 16, "feedback_block": 8, "feedback_memory": 8.0}
+TINY_EXPERTS = {"experts": 3, "expert_layer_fraction": 0.5}
 
 FLAG_SETS = {
     "plain": {},
@@ -62,6 +63,10 @@ FLAG_SETS = {
     "capsules": TINY_CAPSULES,
     "capsules_isolated": TINY_CAPSULES | {"isolate_documents": "true", "num_layers": 3, "capsule_block": 4, "capsule_rank": 0},
     "feedback": TINY_FEEDBACK,
+    "experts": TINY_EXPERTS,
+    "experts_all": TINY_EXPERTS
+    | TINY_FEEDBACK
+    | {"experts": 4, "expert_top_k": 2, "expert_layer_fraction": 1.0, "isolate_documents": "true"},
     "feedback_twice": TINY_FEEDBACK
     | TINY_CAPSULES
     | {"feedback_passes": 2, "feedback_block": 4, "num_layers": 4, "engram_buckets": 64, "engram_layer": 2, "isolate_documents": "true"},

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from model_fixtures import BACKENDS, TINY_CAPSULES, TINY_FEEDBACK, largest_difference, logits_of, random_arrays, tiny_config
+from model_fixtures import BACKENDS, TINY_CAPSULES, TINY_EXPERTS, TINY_FEEDBACK, largest_difference, logits_of, random_arrays, tiny_config
 
 from trit.data.loader import TokenLoader
 from trit.data.token_ids import BOS_ID
@@ -29,6 +29,7 @@ FLAGS = {
     "everything": {"num_layers": 3, "xsa_layers": 3, "engram_buckets": 64, "engram_orders": 3, "engram_layer": 1, "num_kv_heads": 1},
     "capsules": TINY_CAPSULES,
     "feedback": TINY_FEEDBACK | {"feedback_passes": 2},
+    "experts": TINY_EXPERTS,
 }
 MODELS = [(name, flags, backend) for name in arch_names() for flags in FLAGS for backend in BACKENDS]
 

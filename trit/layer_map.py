@@ -4,6 +4,7 @@ from dataclasses import fields
 
 from trit.layers.attention import AttentionConfig
 from trit.layers.capsules import CapsuleConfig, check_capsules
+from trit.layers.experts import ExpertConfig, check_experts
 from trit.layers.feedback import FeedbackConfig, check_feedback
 from trit.layers.koopman import KoopmanConfig, check_koopman
 from trit.layers.skc import SkcConfig, check_skc
@@ -36,8 +37,11 @@ def check_parts(config):
     rank, reads = config.arch.capsule_rank, config.arch.capsules or "s" in config.arch.layer_map
     if rank < 0:
         raise ValueError(f"arch.capsule_rank={rank} must be 0 (no coupling) or more")
-    parts = ("capsules", CapsuleConfig, check_capsules), ("feedback_passes", FeedbackConfig, check_feedback)
-    for switch, settings, check in parts:
+    for switch, settings, check in (
+        ("capsules", CapsuleConfig, check_capsules),
+        ("feedback_passes", FeedbackConfig, check_feedback),
+        ("experts", ExpertConfig, check_experts),
+    ):
         if getattr(config.arch, switch):
             check(config)
             continue

@@ -7,7 +7,7 @@ from model_fixtures import BACKENDS, TINY_CAPSULES, TINY_FEEDBACK, logits_of, ra
 
 from trit.data.token_ids import BOS_ID
 from trit.eval.ttt import scope_specs
-from trit.layers.feedback import decoder_visits, feedback_layer, feedback_memory, feedback_specs
+from trit.layers.feedback import decoder_visits, fast_weights, feedback_layer, feedback_specs
 from trit.models import arch_names, load_arch
 from trit.ops import torch_ops
 
@@ -33,7 +33,7 @@ def feedback_case(length=45, **settings):
 def run_feedback(cfg, arrays, last, x, tokens, ops=torch_ops):
     """(what layer 1 reads, fast weights) as numpy."""
     p = {name: ops.from_numpy(array) for name, array in arrays.items()}
-    memory = feedback_memory(ops, p, cfg, ops.from_numpy(last), ops.from_numpy(tokens))
+    memory = fast_weights(ops, p, cfg, ops.from_numpy(last), ops.from_numpy(tokens))
     return ops.to_numpy(feedback_layer(ops, p, cfg, "feedback.block1", ops.from_numpy(x), memory)), ops.to_numpy(memory[0])
 
 

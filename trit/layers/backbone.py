@@ -11,7 +11,8 @@ from trit.layers.attention import attention_layer, attention_specs, attention_ta
 from trit.layers.capsules import CapsuleConfig, capsule_layer, capsule_specs
 from trit.layers.embed import embed_tokens, embedding_specs, token_logits
 from trit.layers.engram import engram_layer, engram_specs
-from trit.layers.feedback import FeedbackConfig, decoder_visits, feedback_layer, feedback_memory, feedback_specs
+from trit.layers.experts import ExpertConfig, expert_layer, expert_specs, first_expert_layer
+from trit.layers.feedback import FeedbackConfig, decoder_visits, fast_weights, feedback_layer, feedback_specs
 from trit.layers.koopman import koopman_layer, koopman_specs, koopman_tables
 from trit.layers.mlp import mlp_layer, mlp_specs
 from trit.layers.skc import skc_layer, skc_specs, skc_tables
@@ -20,7 +21,7 @@ from trit.setting import setting
 
 
 @dataclass(frozen=True)
-class BackboneConfig(FeedbackConfig, CapsuleConfig):
+class BackboneConfig(ExpertConfig, FeedbackConfig, CapsuleConfig):
     """What every architecture on this skeleton lets one set."""
 
     mlp_scale_init: float = setting(0.5, "initial gain of the MLP branch")
@@ -66,7 +67,10 @@ def param_specs(cfg):
         elif "a" in cfg.arch.layer_map:
             specs.append(scalar_spec(cfg, name + ".attn_scale", (width,), cfg.arch.attn_scale_init, kind))
             specs += attention_specs(cfg, name + ".attn", i == first_attention(cfg))
-        specs += mlp_specs(cfg, name + ".mlp")
+        if cfg.arch.experts and i >= first_expert_layer(cfg):
+            specs += expert_specs(cfg, name + ".experts")
+        else:
+            specs += mlp_specs(cfg, name + ".mlp")
     return specs
 
 
@@ -74,7 +78,7 @@ def forward(ops, p, cfg, tokens):
     """Token ids (B, T) -> (stream (B, T, C), auxiliary losses {name: scalar}). The stream at t depends on tokens up to t only."""
     layers = cfg.model.num_layers
     x = start = embed_tokens(ops, p, cfg, tokens)
-    if cfg.arch.capsules:
+    if cfg.arch.capsules or cfg.arch.experts:
         losses = {}
     if "a" in cfg.arch.layer_map:
         tables = attention_tables(ops, cfg, tokens)
@@ -86,6 +90,8 @@ def forward(ops, p, cfg, tokens):
     saved, first_values = [], None
     if cfg.arch.feedback_passes:
         entry = memory = None
+    if cfg.arch.experts:
+        expert_visits = sum(i >= first_expert_layer(cfg) for i in (decoder_visits(cfg) if cfg.arch.feedback_passes else range(layers)))
     for i in decoder_visits(cfg) if cfg.arch.feedback_passes else range(cfg.model.num_layers):
         name = f"block{i}"
         if cfg.arch.capsules and i == layers // 2 and not (cfg.arch.feedback_passes and entry):
@@ -94,7 +100,7 @@ def forward(ops, p, cfg, tokens):
         if cfg.arch.feedback_passes and i == layers - layers // 2:
             # A pass begins: the first with what it finds, every other with the same and what the one before it made of that.
             if entry:
-                memory = feedback_memory(ops, p, cfg, ops.rms_norm(x), tokens)
+                memory = fast_weights(ops, p, cfg, ops.rms_norm(x), tokens)
             else:
                 entry = x, saved, first_values
             x, saved, first_values = entry[0], list(entry[1]), entry[2]
@@ -121,10 +127,15 @@ def forward(ops, p, cfg, tokens):
             )
             first_values = values if first_values is None else first_values
             x = x + p[name + ".attn_scale"] * branch
-        x = x + p[name + ".mlp_scale"] * mlp_layer(ops, p, cfg, name + ".mlp", before if cfg.arch.parallel else ops.rms_norm(x))
+        if cfg.arch.experts and i >= first_expert_layer(cfg):
+            branch, found = expert_layer(ops, p, cfg, name + ".experts", before if cfg.arch.parallel else ops.rms_norm(x), True)
+            losses |= {key: losses.get(key, 0.0) + loss / expert_visits for key, loss in found.items()}
+            x = x + p[name + ".mlp_scale"] * branch
+        else:
+            x = x + p[name + ".mlp_scale"] * mlp_layer(ops, p, cfg, name + ".mlp", before if cfg.arch.parallel else ops.rms_norm(x))
         if i < layers // 2:
             saved.append(x)
-    if "s" in cfg.arch.layer_map or cfg.arch.capsules:
+    if "s" in cfg.arch.layer_map or cfg.arch.capsules or cfg.arch.experts:
         return x, losses
     return x, {}
 

@@ -73,7 +73,7 @@ def decoder_visits(cfg):
     return [*range(layers), *[*range(layers - layers // 2, layers)] * cfg.arch.feedback_passes]
 
 
-def feedback_memory(ops, p, cfg, x, tokens):
+def fast_weights(ops, p, cfg, x, tokens):
     """Normalised stream x (B, T, D) after a pass -> (fast weights (B, K, F, F) float32 that the tokens of each block query, and with
     isolate_documents the mask (B, T, 1) of the tokens that see no block, else None).
 
@@ -109,7 +109,7 @@ def feedback_memory(ops, p, cfg, x, tokens):
 
 
 def feedback_layer(ops, p, cfg, name, x, memory):
-    """Normalised stream x (B, T, D) -> what the layer reads of the last pass (B, T, D); `memory` is what `feedback_memory` returned."""
+    """Normalised stream x (B, T, D) -> what the layer reads of the last pass (B, T, D); `memory` is what `fast_weights` returned."""
     (batch, length, _), block, size = x.shape, cfg.arch.feedback_block, cfg.arch.feedback_dim
     weights, fresh = memory
     blocks = weights.shape[1]
