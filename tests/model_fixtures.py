@@ -44,6 +44,11 @@ TINY_KOOPMAN = {"koopman_state_dim": 32, "koopman_horizon": 64.0}
 TINY_SKC = {"skc_state_dim": 32, "skc_block": 8, "skc_capsules": 4, "skc_memory": 8.0}
 TINY_ARCH = {"koopman_ssm": TINY_KOOPMAN, "hybrid": TINY_KOOPMAN, "skc": TINY_SKC}
 
+# Parts that any architecture may have, small.
+TINY_CAPSULES = {"capsules": 4, "capsule_dim": 16, "capsule_block": 8, "capsule_memory": 8.0}
+TINY_FEEDBACK = {"feedback_passes": 1, "feedback_dim": 16, "feedback_block": 8, "feedback_memory": 8.0}
+TINY_EXPERTS = {"experts": 3, "expert_layer_fraction": 0.5}
+
 FLAG_SETS = {
     "plain": {},
     "engram": {"engram_buckets": 64},
@@ -66,6 +71,16 @@ FLAG_SETS = {
     },
     "shared": {"num_layers": 4, "shared_blocks": 2, "recurrent_layers": "2", "engram_buckets": 64},
     "odd_all": {"num_layers": 3, "xsa_layers": 3, "engram_buckets": 64, "engram_layer": 1, "num_kv_heads": 1, "partial_rope_dims": 8},
+    "capsules": TINY_CAPSULES,
+    "capsules_isolated": TINY_CAPSULES | {"isolate_documents": "true", "num_layers": 3, "capsule_block": 4, "capsule_rank": 0},
+    "feedback": TINY_FEEDBACK,
+    "experts": TINY_EXPERTS,
+    "experts_all": TINY_EXPERTS
+    | TINY_FEEDBACK
+    | {"experts": 4, "expert_top_k": 2, "expert_layer_fraction": 1.0, "isolate_documents": "true"},
+    "feedback_twice": TINY_FEEDBACK
+    | TINY_CAPSULES
+    | {"feedback_passes": 2, "feedback_block": 4, "num_layers": 4, "engram_buckets": 64, "engram_layer": 2, "isolate_documents": "true"},
 }
 
 # Parts of the evaluator; `evaluating` gives a configuration in which each of them does something on a text of some hundred tokens.

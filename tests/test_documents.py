@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from model_fixtures import BACKENDS, largest_difference, logits_of, random_arrays, tiny_config
+from model_fixtures import BACKENDS, TINY_CAPSULES, TINY_EXPERTS, TINY_FEEDBACK, largest_difference, logits_of, random_arrays, tiny_config
 
 from trit.data.loader import TokenLoader
 from trit.data.token_ids import BOS_ID
@@ -27,6 +27,9 @@ SEVERAL = [name for name in WINDOWS if len(WINDOWS[name][1]) > 1]
 FLAGS = {
     "attention": {},
     "everything": {"num_layers": 3, "xsa_layers": 3, "engram_buckets": 64, "engram_orders": 3, "engram_layer": 1, "num_kv_heads": 1},
+    "capsules": TINY_CAPSULES,
+    "feedback": TINY_FEEDBACK | {"feedback_passes": 2},
+    "experts": TINY_EXPERTS,
 }
 MODELS = [(name, flags, backend) for name in arch_names() for flags in FLAGS for backend in BACKENDS]
 
@@ -95,9 +98,10 @@ def test_one_document_alone_is_scored_as_without_the_option(name, flags, backend
 
 
 def by_itself(cfg, tokens, begin, end):
-    """(tokens of one document, how many others stand before it): blocks of a spectral path are counted from the start of the window, so
-    that a document must begin as deep in one as it did."""
-    lead = begin % getattr(cfg.arch, "skc_block", 1)
+    """(tokens of one document, how many others stand before it): blocks are counted from the start of the window, so that a document
+    must begin as deep in one as it did."""
+    blocks = [cfg.arch.capsule_block if cfg.arch.capsules else 1, cfg.arch.feedback_block if cfg.arch.feedback_passes else 1]
+    lead = begin % max(getattr(cfg.arch, "skc_block", 1), *blocks)  # powers of two
     return np.concatenate([np.full((2, lead), BOS_ID + 1, np.int32), tokens[:, begin:end]], 1), lead
 
 

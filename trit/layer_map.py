@@ -3,6 +3,9 @@
 from dataclasses import fields
 
 from trit.layers.attention import AttentionConfig
+from trit.layers.capsules import CapsuleConfig, check_capsules
+from trit.layers.experts import ExpertConfig, check_experts
+from trit.layers.feedback import FeedbackConfig, check_feedback
 from trit.layers.koopman import KoopmanConfig, check_koopman
 from trit.layers.skc import SkcConfig, check_skc
 
@@ -34,7 +37,27 @@ def check_layer_map(config):
         raise ValueError(f"arch.recurrent_layers={recurrent} must be different layers, 0 to {layers - 1}")
     if visits < 1:
         raise ValueError(f"arch.recurrence={visits} must be 1 (every layer once) or more")
+    check_parts(config)
     if "k" in layer_map:
         check_koopman(config)
     if "s" in layer_map:
         check_skc(config)
+
+
+def check_parts(config):
+    """ValueError where a part that any architecture may have has settings that cannot be, or that nothing reads."""
+    rank, reads = config.arch.capsule_rank, config.arch.capsules or "s" in config.arch.layer_map
+    if rank < 0:
+        raise ValueError(f"arch.capsule_rank={rank} must be 0 (no coupling) or more")
+    for switch, settings, check in (
+        ("capsules", CapsuleConfig, check_capsules),
+        ("feedback_passes", FeedbackConfig, check_feedback),
+        ("experts", ExpertConfig, check_experts),
+    ):
+        if getattr(config.arch, switch):
+            check(config)
+            continue
+        for field in fields(settings):
+            value = getattr(config.arch, field.name)
+            if value != field.default and not (field.name == "capsule_rank" and reads):
+                raise ValueError(f"arch.{field.name}={value} does nothing while arch.{switch}=0")

@@ -7,15 +7,16 @@ from model_fixtures import BACKENDS, logits_of, random_arrays, random_tokens, st
 
 from trit.data.token_ids import BOS_ID
 from trit.layers.hadamard import hadamard_matrix
+from trit.layers.operator import advanced
 from trit.layers.skc import skc_layer, skc_specs, skc_tables
-from trit.layers.spectral import advanced, sequency_order, spectral_path, spectral_tables
+from trit.layers.spectral import sequency_order, spectral_path, spectral_tables
 from trit.models import load_arch
 from trit.ops import torch_ops
 
 SETTINGS = {
     "default": {},
     "isolated": {"isolate_documents": "true"},
-    "no_coupling": {"skc_rank": 0},
+    "no_coupling": {"capsule_rank": 0},
     "one_capsule": {"skc_capsules": 1, "skc_block": 2},
     "isolated_wide": {"isolate_documents": "true", "skc_block": 16, "skc_capsules": 8, "skc_conv_kernel": 1},
 }
@@ -73,7 +74,7 @@ def operator(arrays, cfg):
     """(N, C, C): the matrix that advances each capsule by a block."""
     diagonal = 0.95 * np.tanh(arrays["s.diagonal"].astype(np.float64))
     hadamard, coupling = sylvester(diagonal.shape[1]), 0.0
-    if cfg.arch.skc_rank:
+    if cfg.arch.capsule_rank:
         first, second = (arrays[f"s.couple_{side}"].astype(np.float64) for side in ("in", "out"))
         coupling = second @ first * (0.04 / max(np.linalg.norm(first) * np.linalg.norm(second), 0.04))
     return np.stack([hadamard @ (np.diag(row) + coupling) @ hadamard for row in diagonal])

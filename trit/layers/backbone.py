@@ -8,8 +8,11 @@ there is no choice. A map of one letter a block says it all; a shorter one repea
 from dataclasses import dataclass
 
 from trit.layers.attention import attention_layer, attention_specs, attention_tables
+from trit.layers.capsules import CapsuleConfig, capsule_layer, capsule_specs
 from trit.layers.embed import embed_tokens, embedding_specs, token_logits
 from trit.layers.engram import engram_layer, engram_specs
+from trit.layers.experts import ExpertConfig, expert_layer, expert_specs, first_expert_layer
+from trit.layers.feedback import FeedbackConfig, fast_weights, feedback_layer, feedback_specs
 from trit.layers.koopman import koopman_layer, koopman_specs, koopman_tables
 from trit.layers.mlp import mlp_layer, mlp_specs
 from trit.layers.sharing import shared_specs, tallied, unshared
@@ -19,7 +22,7 @@ from trit.setting import setting
 
 
 @dataclass(frozen=True)
-class BackboneConfig:
+class BackboneConfig(ExpertConfig, FeedbackConfig, CapsuleConfig):
     """What every architecture on this skeleton lets one set."""
 
     mlp_scale_init: float = setting(0.5, "initial gain of the MLP branch")
@@ -46,10 +49,13 @@ def first_attention(cfg):
 
 
 def visits(cfg, p):
-    """The blocks in the order in which the stream meets them. A `p` that holds "shallow" asks for one visit of each: training before
-    train.recurrence_start."""
+    """[(block, whether it is visited again at once)] in the order in which the stream meets the blocks: recurrent ones several times in a
+    row, and after the last the decoder again, as often as the feedback says. A `p` that holds "shallow" asks for one visit in a row:
+    training before train.recurrence_start."""
+    layers = cfg.model.num_layers
     deep = 1 if cfg.train.recurrence_start and "shallow" in p else cfg.arch.recurrence
-    return [i for i in range(cfg.model.num_layers) for _ in range(deep if i in cfg.arch.recurrent_layers else 1)]
+    order = [(i, turn > 0) for i in range(layers) for turn in range(deep if i in cfg.arch.recurrent_layers else 1)]
+    return order + [visit for visit in order if visit[0] >= layers - layers // 2] * cfg.arch.feedback_passes
 
 
 def param_specs(cfg):
@@ -58,6 +64,10 @@ def param_specs(cfg):
     specs = embedding_specs(cfg)
     if cfg.engram.engram_buckets:
         specs += engram_specs(cfg)
+    if cfg.arch.capsules:
+        specs += capsule_specs(cfg)
+    if cfg.arch.feedback_passes:
+        specs += feedback_specs(cfg)
     for i in range(cfg.model.num_layers):
         name, decoder = f"block{i}", i >= cfg.model.num_layers - cfg.model.num_layers // 2
         kind = "decoder_scale" if decoder else "scale"
@@ -76,7 +86,10 @@ def param_specs(cfg):
         elif "a" in cfg.arch.layer_map:
             specs.append(scalar_spec(cfg, name + ".attn_scale", (width,), cfg.arch.attn_scale_init, kind))
             specs += attention_specs(cfg, name + ".attn", i == first_attention(cfg))
-        specs += mlp_specs(cfg, name + ".mlp")
+        if cfg.arch.experts and i >= first_expert_layer(cfg):
+            specs += expert_specs(cfg, name + ".experts")
+        else:
+            specs += mlp_specs(cfg, name + ".mlp")
     if cfg.arch.shared_blocks:
         specs = shared_specs(cfg, mixers_of(cfg), specs)
     return specs
@@ -87,23 +100,38 @@ def forward(ops, p, cfg, tokens):
     layers = cfg.model.num_layers
     if cfg.arch.shared_blocks:
         p = unshared(p, cfg, mixers_of(cfg))
-    if (cfg.arch.shared_blocks or cfg.arch.recurrent_layers) and "taps" in p:
+    if (cfg.arch.shared_blocks or cfg.arch.recurrent_layers or cfg.arch.feedback_passes) and "taps" in p:
         p = tallied(p, cfg, mixers_of(cfg))
     x = start = embed_tokens(ops, p, cfg, tokens)
+    if cfg.arch.capsules or cfg.arch.experts:
+        losses = {}
     if "a" in cfg.arch.layer_map:
         tables = attention_tables(ops, cfg, tokens)
     if "k" in cfg.arch.layer_map:
         koopman = koopman_tables(ops, cfg, tokens)
     if "s" in cfg.arch.layer_map:
         skc, losses = skc_tables(ops, cfg, tokens), {}
-        mixers = sum(mixer_of(cfg, i) == "s" for i in (visits(cfg, p) if cfg.arch.recurrent_layers else range(layers)))
+        mixers = sum(mixer_of(cfg, i) == "s" for i, _ in visits(cfg, p))
+    if cfg.arch.experts:
+        expert_visits = sum(i >= first_expert_layer(cfg) for i, _ in visits(cfg, p))
     saved, first_values = [], None
-    if cfg.arch.recurrent_layers:
-        last = None
-    for i in visits(cfg, p) if cfg.arch.recurrent_layers else range(cfg.model.num_layers):
+    if cfg.arch.feedback_passes:
+        entry = memory = None
+    for i in visits(cfg, p) if cfg.arch.recurrent_layers or cfg.arch.feedback_passes else range(cfg.model.num_layers):
+        if cfg.arch.recurrent_layers or cfg.arch.feedback_passes:
+            i, again = i
         name = f"block{i}"
-        if cfg.arch.recurrent_layers:
-            again, last = i == last, i
+        if cfg.arch.capsules and i == layers // 2 and not ((cfg.arch.recurrent_layers or cfg.arch.feedback_passes) and again):
+            if not (cfg.arch.feedback_passes and entry):
+                branch, found = capsule_layer(ops, p, cfg, ops.rms_norm(x), tokens)
+                x, losses = x + branch, losses | found
+        if cfg.arch.feedback_passes and i == layers - layers // 2 and not again:
+            # A pass begins: the first with what it finds, every other with the same and what the one before it made of that.
+            if entry:
+                memory = fast_weights(ops, p, cfg, ops.rms_norm(x), tokens)
+            else:
+                entry = x, saved, first_values
+            x, saved, first_values = entry[0], list(entry[1]), entry[2]
         if cfg.engram.engram_buckets and i == cfg.engram.engram_layer and not (cfg.arch.recurrent_layers and again):
             x = x + engram_layer(ops, p, cfg, x, tokens)
         if i >= layers - layers // 2 and not (cfg.arch.recurrent_layers and again):
@@ -113,13 +141,15 @@ def forward(ops, p, cfg, tokens):
         x = (mix[0] + (1.0 - cfg.arch.x0_mix_init)) * x + (mix[1] + cfg.arch.x0_mix_init) * start
         if cfg.train.drop_path:
             base = x
+        if cfg.arch.feedback_passes and memory:
+            x = x + feedback_layer(ops, p, cfg, "feedback." + name, ops.rms_norm(x), memory)
         if cfg.arch.parallel:
             before = ops.rms_norm(x)
         if "k" in cfg.arch.layer_map and mixer_of(cfg, i) == "k":
             x = x + p[name + ".koopman_scale"] * koopman_layer(ops, p, cfg, name + ".koopman", ops.rms_norm(x), koopman)
         elif "s" in cfg.arch.layer_map and mixer_of(cfg, i) == "s":
             branch, found = skc_layer(ops, p, cfg, name + ".skc", ops.rms_norm(x), skc)
-            losses = {key: losses.get(key, 0.0) + loss / mixers for key, loss in found.items()}
+            losses |= {key: losses.get(key, 0.0) + loss / mixers for key, loss in found.items()}
             x = x + p[name + ".skc_scale"] * branch
         elif "a" in cfg.arch.layer_map:
             branch, values = attention_layer(
@@ -134,14 +164,19 @@ def forward(ops, p, cfg, tokens):
             )
             first_values = values if first_values is None else first_values
             x = x + p[name + ".attn_scale"] * branch
-        x = x + p[name + ".mlp_scale"] * mlp_layer(ops, p, cfg, name + ".mlp", before if cfg.arch.parallel else ops.rms_norm(x))
+        if cfg.arch.experts and i >= first_expert_layer(cfg):
+            branch, found = expert_layer(ops, p, cfg, name + ".experts", before if cfg.arch.parallel else ops.rms_norm(x), True)
+            losses |= {key: losses.get(key, 0.0) + loss / expert_visits for key, loss in found.items()}
+            x = x + p[name + ".mlp_scale"] * branch
+        else:
+            x = x + p[name + ".mlp_scale"] * mlp_layer(ops, p, cfg, name + ".mlp", before if cfg.arch.parallel else ops.rms_norm(x))
         if cfg.train.drop_path and "keep" in p:
             x = base + p["keep"][i] * (x - base)
         if cfg.arch.recurrent_layers and again and i < layers // 2:
             saved.pop()  # the decoder gets what the block's last visit gave
         if i < layers // 2:
             saved.append(x)
-    if "s" in cfg.arch.layer_map:
+    if "s" in cfg.arch.layer_map or cfg.arch.capsules or cfg.arch.experts:
         return x, losses
     return x, {}
 

@@ -11,6 +11,18 @@ def document_starts(ops, tokens):
     return ops.cummax(ops.arange(tokens.shape[1], tokens) * ops.cast(tokens == BOS_ID, "float32"), 1)
 
 
+def document_blocks(ops, tokens, size):
+    """Of the complete blocks of `size` tokens that have a block after them: 1 where no document starts in the block (B, K), else 0, and
+    1 for its tokens (B, K, size) of the document that it ends in. And the mask (B, T, 1) of the tokens whose document starts in their
+    own block: they see no earlier one."""
+    batch, length = tokens.shape
+    sources, starts = (length - 1) // size, document_starts(ops, tokens)
+    within = ops.reshape(starts[:, : sources * size], (batch, sources, size))
+    unbroken = ops.cast(within[:, :, -1] < ops.arange(sources, starts) * size, "float32")
+    block_starts = ops.constant([place // size * size for place in range(length)], starts)
+    return unbroken, ops.cast(within == within[:, :, -1:], "float32"), (starts >= block_starts)[:, :, None]
+
+
 def visible_tokens(ops, tokens):
     """Mask (B, 1, T, T), True where the token of the third axis sees that of the fourth: its own document's, up to itself."""
     positions = ops.arange(tokens.shape[1], tokens)

@@ -12,13 +12,10 @@ from trit.data.token_ids import BOS_ID
 from trit.layers.document import document_starts
 from trit.layers.hadamard import hadamard_matrix
 from trit.layers.koopman import state_share
+from trit.layers.operator import advanced
 from trit.layers.scan import decay_scan
 from trit.params import ParamSpec, on_grid, scalar_spec
 from trit.setting import setting
-
-# The diagonal stays within the one of 0, the low rank within the other: the spectral radius of their sum is below 1.
-DIAGONAL_RADIUS = 0.95
-COUPLING_RADIUS = 0.04
 
 
 @dataclass(frozen=True)
@@ -27,7 +24,6 @@ class SpectralConfig:
 
     skc_block: int = setting(16, "tokens in a block of the spectral path, a power of two", env="SKC_BLOCK_SIZE")
     skc_capsules: int = setting(8, "capsules that share out the frequencies of a block", env="SKC_NUM_CAPSULES")
-    skc_rank: int = setting(4, "rank of the coupling in the prediction of capsules; 0 is off")
     skc_memory: float = setting(32.0, "blocks that the slowest capsule channel remembers at the start; the fastest remembers 1")
     skc_predict_weight: float = setting(0.01, "weight of the loss of predicted capsules; 0 is off")
     skc_rollout: int = setting(1, "blocks ahead that capsules are predicted in that loss")
@@ -41,7 +37,6 @@ def check_spectral(cfg):
     for name, value, fits, reason in (
         ("skc_block", block, block > 1 and not block & (block - 1), "must be a power of two from 2 on"),
         ("skc_capsules", cfg.arch.skc_capsules, cfg.arch.skc_capsules > 0, "must be positive"),
-        ("skc_rank", cfg.arch.skc_rank, cfg.arch.skc_rank >= 0, "must be 0 (no coupling) or more"),
         ("skc_memory", cfg.arch.skc_memory, cfg.arch.skc_memory > 1, "must be more than 1 block"),
         ("skc_predict_weight", cfg.arch.skc_predict_weight, cfg.arch.skc_predict_weight >= 0, "must be 0 (off) or more"),
         ("skc_rollout", cfg.arch.skc_rollout, cfg.arch.skc_rollout > 0, "must be 1 block or more"),
@@ -62,8 +57,8 @@ def spectral_specs(cfg, name, channels):
         scalar_spec(cfg, name + ".diagonal", (capsules, channels), 1.0, "decay"),
     ]
     shapes = {".first": (capsules, channels), ".content": (capsules, channels)}
-    if cfg.arch.skc_rank:
-        shapes |= {".couple_in": (cfg.arch.skc_rank, channels), ".couple_out": (channels, cfg.arch.skc_rank)}
+    if cfg.arch.capsule_rank:
+        shapes |= {".couple_in": (cfg.arch.capsule_rank, channels), ".couple_out": (channels, cfg.arch.capsule_rank)}
     for part, shape in shapes.items():
         spec = ParamSpec(name + part, shape, "normal", 0.02, "scalar", adapt="scale")
         specs.append(on_grid(spec, cfg.quant.scalar_bits, shape[0] * shape[1], cfg.quant.scalar_clip))
@@ -108,20 +103,6 @@ def band_logits(ops, p, cfg, name, like):
 def softmax_last(ops, logits):
     """Softmax over the last axis."""
     return ops.exp(ops.log_softmax(logits))
-
-
-def advanced(ops, p, cfg, name, z, hadamard):
-    """Capsules (..., N, C) one block on: H (D + U V) H with the diagonal D of each capsule and a coupling of channels that all share.
-    Whatever is learned, D stays within DIAGONAL_RADIUS and U V within COUPLING_RADIUS, by its Frobenius norm."""
-    z = ops.linear(z, hadamard)
-    # tanh through the logistic function: the vocabulary has no other.
-    diagonal = DIAGONAL_RADIUS * (2.0 * ops.sigmoid(2.0 * ops.cast(p[name + ".diagonal"], "float32")) - 1.0)
-    moved = diagonal * z
-    if cfg.arch.skc_rank:
-        first, second = ops.cast(p[name + ".couple_in"], "float32"), ops.cast(p[name + ".couple_out"], "float32")
-        norm = ops.sqrt(ops.sum(first * first) * ops.sum(second * second) + 1e-12)
-        moved = moved + ops.linear(ops.linear(z, first), second) * (COUPLING_RADIUS / ops.maximum(norm, COUPLING_RADIUS))
-    return ops.linear(moved, hadamard)
 
 
 def block_capsules(ops, p, cfg, name, x, bands, walsh):

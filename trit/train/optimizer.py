@@ -99,6 +99,11 @@ def optimizer_step(ops, cfg, specs, held, gradients, state, factor, norm):
         if cfg.train.grad_clip_norm:
             gradient = gradient * ops.clip(cfg.train.grad_clip_norm / norm, 0.0, 1.0)
         active = finite
+        if cfg.arch.experts:
+            # An expert that no token went to has a gradient of exactly 0: it neither decays nor moves (skc.md OP06, MO09).
+            largest = ops.abs(gradient)
+            largest = ops.max(ops.max(largest, -1, True), -2, True) if spec.group == "matrix" else ops.max(largest)
+            active = (largest > 0) & finite
         if spec.group == "matrix":
             moments, update = muon_update(ops, cfg, *state[key], gradient)
             decay = cfg.train.muon_wd
