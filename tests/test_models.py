@@ -6,7 +6,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from model_fixtures import BACKENDS, FLAG_SETS, logits_of, random_arrays, random_tokens, start, tiny_config
+from model_fixtures import (
+    BACKENDS,
+    FLAG_SETS,
+    TINY_CAPSULES,
+    TINY_EXPERTS,
+    TINY_FEEDBACK,
+    logits_of,
+    random_arrays,
+    random_tokens,
+    start,
+    tiny_config,
+)
 
 from trit.models import arch_names, load_arch
 
@@ -128,10 +139,13 @@ def test_loss_falls_on_a_repetitive_text(name, flags):
     assert losses[-1] < 0.5 * losses[0]
 
 
-@pytest.mark.parametrize("name", arch_names())
-def test_random_tokens_cannot_be_predicted(name):
+CANARIES = {"attention": FLAG_SETS["engram_deep"] | {"xsa_layers": 1}, "parts": TINY_CAPSULES | TINY_FEEDBACK | TINY_EXPERTS}
+
+
+@pytest.mark.parametrize("name,flags", [*((name, "attention") for name in arch_names()), ("unet", "parts")])
+def test_random_tokens_cannot_be_predicted(name, flags):
     """Trained and scored on independent tokens, no model beats ln V: if one does, the target leaks into its input."""
-    cfg = tiny_config(name, **(FLAG_SETS["engram_deep"] | {"xsa_layers": 1, "vocab_size": 16, "model_dim": 16}))
+    cfg = tiny_config(name, **(CANARIES[flags] | {"vocab_size": 16, "model_dim": 16}))
     trained = start(cfg)
     for seed in range(300):
         rows = random_tokens(cfg, 4, 33, seed)

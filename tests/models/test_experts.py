@@ -163,12 +163,10 @@ def test_experts_without_tokens_stand_still_for_a_hundred_steps(backend):
         found = {s.name: generator.standard_normal(s.shape).astype(np.float32) * (busy or ".1." not in s.name) for s in specs}
         gradients = stacked(ops, specs, {name: ops.from_numpy(array) for name, array in found.items()})
         held, state = optimizer_step(ops, cfg, specs, held, gradients, state, 1.0, ops.from_numpy(np.float32(1.0)))
-        moments = {
-            f"{s.name}/{n}": x
-            for n in (0,)
-            for s, x in zip(specs, [spread(specs, {k: v[n] for k, v in state.items()})[s.name] for s in specs])
+        moments = spread(specs, {key: moments[0] for key, moments in state.items()})
+        return {
+            name: ops.to_numpy(x).copy() for name, x in (spread(specs, held) | {f"{key}/moment": x for key, x in moments.items()}).items()
         }
-        return {name: ops.to_numpy(x).copy() for name, x in (spread(specs, held) | moments).items()}
 
     before = step(True)
     for _ in range(100):

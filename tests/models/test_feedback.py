@@ -7,7 +7,8 @@ from model_fixtures import BACKENDS, TINY_CAPSULES, TINY_FEEDBACK, logits_of, ra
 
 from trit.data.token_ids import BOS_ID
 from trit.eval.ttt import scope_specs
-from trit.layers.feedback import decoder_visits, fast_weights, feedback_layer, feedback_specs
+from trit.layers.backbone import visits
+from trit.layers.feedback import fast_weights, feedback_layer, feedback_specs
 from trit.models import arch_names, load_arch
 from trit.ops import torch_ops
 
@@ -114,7 +115,7 @@ def test_every_pass_is_told_what_the_one_before_it_made():
 def test_passes_repeat_the_decoder():
     for layers, passes, wanted in ((2, 1, [0, 1, 1]), (3, 2, [0, 1, 2, 2, 2]), (4, 1, [0, 1, 2, 3, 2, 3])):
         cfg = tiny_config("unet", **TINY_FEEDBACK | {"num_layers": layers, "feedback_passes": passes})
-        assert decoder_visits(cfg) == wanted
+        assert [i for i, _ in visits(cfg, {})] == wanted
         told = {spec.name.split(".")[1] for spec in feedback_specs(cfg) if spec.name.endswith("gate")}
         assert told == {f"block{i}" for i in wanted[layers:]}
 
@@ -160,3 +161,24 @@ def test_every_pass_trains_the_gate_at_once():
 def test_settings_that_cannot_be_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         tiny_config("unet", **TINY_FEEDBACK | settings)
+
+
+def test_recurrent_layers_and_passes_compose():
+    """Each pass visits a recurrent decoder layer as often as the first; one that is told nothing is the first again, to the bit."""
+    settings = TINY_FEEDBACK | {"num_layers": 4, "recurrent_layers": "0,2", "recurrence": 2}
+    cfg = tiny_config("unet", **settings)
+    assert visits(cfg, {}) == [(0, False), (0, True), (1, False), (2, False), (2, True), (3, False), (2, False), (2, True), (3, False)]
+    arrays, tokens = random_arrays(load_arch("unet").param_specs(cfg)), random_tokens(cfg, 2, 32)
+    without = tiny_config("unet", num_layers=4, recurrent_layers="0,2", recurrence=2)
+    told = logits_of(cfg, arrays, tokens)
+    assert (told != logits_of(without, arrays, tokens)).any()
+    for i in (2, 3):
+        arrays[f"feedback.block{i}.gate"][:] = 0.0
+    assert np.array_equal(logits_of(cfg, arrays, tokens), logits_of(without, arrays, tokens))
+
+
+def test_losses_of_all_parts_come_out():
+    cfg = tiny_config("skc", **TINY_FEEDBACK, capsules=4, capsule_dim=16, capsule_block=8, experts=2, expert_layer_fraction=1.0)
+    p = {name: torch.from_numpy(x) for name, x in random_arrays(load_arch("skc").param_specs(cfg)).items()}
+    losses = load_arch("skc").forward(torch_ops, p, cfg, torch.from_numpy(random_tokens(cfg, 2, 32)))[1]
+    assert {"skc_predict", "capsule_predict"} < losses.keys() and any("expert" in name for name in losses)

@@ -104,7 +104,7 @@ def forward(ops, p, cfg, tokens):
         p = tallied(p, cfg, mixers_of(cfg))
     x = start = embed_tokens(ops, p, cfg, tokens)
     if cfg.arch.capsules or cfg.arch.experts:
-        losses = {}
+        losses, capsules_due = {}, True
     if "a" in cfg.arch.layer_map:
         tables = attention_tables(ops, cfg, tokens)
     if "k" in cfg.arch.layer_map:
@@ -121,10 +121,10 @@ def forward(ops, p, cfg, tokens):
         if cfg.arch.recurrent_layers or cfg.arch.feedback_passes:
             i, again = i
         name = f"block{i}"
-        if cfg.arch.capsules and i == layers // 2 and not ((cfg.arch.recurrent_layers or cfg.arch.feedback_passes) and again):
-            if not (cfg.arch.feedback_passes and entry):
-                branch, found = capsule_layer(ops, p, cfg, ops.rms_norm(x), tokens)
-                x, losses = x + branch, losses | found
+        if cfg.arch.capsules and i == layers // 2 and capsules_due:
+            capsules_due = False
+            branch, found = capsule_layer(ops, p, cfg, ops.rms_norm(x), tokens)
+            x, losses = x + branch, losses | found
         if cfg.arch.feedback_passes and i == layers - layers // 2 and not again:
             # A pass begins: the first with what it finds, every other with the same and what the one before it made of that.
             if entry:

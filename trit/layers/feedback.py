@@ -1,7 +1,8 @@
 """Feedback: the decoder runs again over what it made of the text so far. Block means of its finished stream are keys and values of fast
 weights, and in the next pass the tokens of later blocks query them at every decoder layer (skc.md C4).
 
-A token in block k reads blocks before k alone, and every pass runs in training and evaluation alike. Shapes: B batch, T time, K blocks,
+A token in block k reads blocks before k alone, and every pass runs in training and evaluation alike. No block halts early: a graph over
+batches would save nothing by it, and a threshold on rounded sums would let a score depend on the batch. Shapes: B batch, T time, K blocks,
 D model width, F feedback channels.
 """
 
