@@ -29,8 +29,8 @@ class BackboneConfig(ExpertConfig, FeedbackConfig, CapsuleConfig):
     parallel: bool = setting(False, "MLP and mixer of a block read the same stream and are added at once", env="SKC_PARALLEL_RESIDUAL")
     x0_mix_init: float = setting(0.05, "initial share of the embedding mixed into the input of every block")
     recurrent_layers: tuple = setting((), "blocks visited several times in a row, such as 3,4,5", env="RECUR_LAYERS")
-    shared_blocks: int = setting(0, "blocks of mixer and MLP weights that all layers share, as many for each letter; 0 is one a layer")
     recurrence: int = setting(2, "visits of each of them; in training from train.recurrence_start on", env="RECURRENCE_DEPTH")
+    shared_blocks: int = setting(0, "blocks of mixer and MLP weights that all layers share, as many for each letter; 0 is one a layer")
 
 
 def mixer_of(cfg, i):
