@@ -3,10 +3,11 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from trit.config_load import load
 from trit.eval.temperature import model_logits
-from trit.models import load_arch
+from trit.models import arch_names, load_arch
 from trit.ops import mlx_ops, torch_ops
 from trit.params import init_params
 from trit.train import mlx_backend, torch_backend
@@ -82,6 +83,14 @@ FLAG_SETS = {
     | TINY_CAPSULES
     | {"feedback_passes": 2, "feedback_block": 4, "num_layers": 4, "engram_buckets": 64, "engram_layer": 2, "isolate_documents": "true"},
 }
+
+# Every row on the plainest architecture, those that combine several on all: `make test-all` runs the rest.
+COMBINED = ("odd_all", "isolated", "recurrent_deep", "shared", "experts_all", "feedback_twice")
+MODELS = [
+    pytest.param(name, flags, id=f"{name}-{flags}", marks=[] if name == "unet" or flags in COMBINED else pytest.mark.slow)
+    for name in arch_names()
+    for flags in FLAG_SETS
+]
 
 # Parts of the evaluator; `evaluating` gives a configuration in which each of them does something on a text of some hundred tokens.
 EVAL_SETS = {

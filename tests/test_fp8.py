@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from model_fixtures import BACKENDS, FLAG_SETS, random_arrays, random_tokens, start, tiny_config
+from model_fixtures import BACKENDS, FLAG_SETS, MODELS, random_arrays, random_tokens, start, tiny_config
 
 from trit.compress.quantize import fake_quantize
 from trit.config_load import load
-from trit.models import arch_names, load_arch
+from trit.models import load_arch
 from trit.ops import torch_ops
 
 TYPES = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
@@ -78,8 +78,7 @@ def test_a_compiled_function_holds_the_products_whole():
     assert all(torch.allclose(*pair, rtol=1e-5) for pair in zip(*(torch.autograd.grad(y, leaves, cotangent) for y in (ours, theirs))))
 
 
-@pytest.mark.parametrize("flags", FLAG_SETS)
-@pytest.mark.parametrize("name", arch_names())
+@pytest.mark.parametrize("name,flags", MODELS)
 def test_every_matrix_of_a_stream_is_exact_in_eight_bits(name, flags):
     """Whatever an architecture multiplies with `project` in its forward has one magnitude a row, or train.fp8 would change it."""
     cfg = tiny_config(name, **FLAG_SETS[flags] | FP8 | {"engram_row_dim": 16})

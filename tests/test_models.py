@@ -9,6 +9,7 @@ import torch
 from model_fixtures import (
     BACKENDS,
     FLAG_SETS,
+    MODELS,
     TINY_CAPSULES,
     TINY_EXPERTS,
     TINY_FEEDBACK,
@@ -22,7 +23,6 @@ from model_fixtures import (
 from trit.models import arch_names, load_arch
 
 LENGTHS = (1, 2, 15, 16, 17, 32, 63, 64, 65)
-MODELS = [(name, flags) for name in arch_names() for flags in FLAG_SETS]
 
 
 def build(name, flags, **extra):

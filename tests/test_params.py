@@ -4,15 +4,13 @@ import math
 
 import numpy as np
 import pytest
-from model_fixtures import BACKENDS, FLAG_SETS, logits_of, random_tokens, start, tiny_config
+from model_fixtures import BACKENDS, FLAG_SETS, MODELS, logits_of, random_tokens, start, tiny_config
 
 from trit.compress.quantize import group_layout, stores_floats
 from trit.eval.temperature import model_logits
 from trit.models import arch_names, load_arch
 from trit.params import ParamSpec, init_params, matrix_spec, parameter_count, scalar_spec
 from trit.train.optimizer import group_rate, optimizer_state, stacked, stacks
-
-MODELS = [(name, flags) for name in arch_names() for flags in FLAG_SETS]
 
 
 def table(name, flags):

@@ -7,12 +7,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import torch
-from model_fixtures import BACKENDS, FLAG_SETS, largest_difference, logits_of, random_arrays, random_tokens, start, tiny_config
+from model_fixtures import BACKENDS, FLAG_SETS, MODELS, largest_difference, logits_of, random_arrays, random_tokens, start, tiny_config
 from op_cases import CASES
 
 from trit.compress.quantize import dequantize, fake_quantize, quantize
 from trit.layers.engram import engram_rows
-from trit.models import arch_names, load_arch
+from trit.models import load_arch
 from trit.ops import mlx_ops, torch_ops
 
 NUMPY_OPS = SimpleNamespace(
@@ -72,8 +72,7 @@ def test_op_has_the_same_gradient_on_both_backends(case):
         close(np.array(gradient), left, 1e-4)
 
 
-@pytest.mark.parametrize("flags", FLAG_SETS)
-@pytest.mark.parametrize("name", arch_names())
+@pytest.mark.parametrize("name,flags", MODELS)
 def test_architecture_has_the_same_logits_and_losses_on_both_backends(name, flags):
     cfg = tiny_config(name, **FLAG_SETS[flags])
     arrays = random_arrays(load_arch(name).param_specs(cfg))
