@@ -58,6 +58,24 @@ def shape_settings(name, length, tokens):
     ]
 
 
+def shape_environment(name, length, tokens, steps, folder):
+    """The contest's environment variables for the same row, tokens to read in `folder`, and `steps` steps without a clock."""
+    layers, width, heads, kv_heads, multiple, vocabulary, _ = SHAPES[name]
+    return {
+        "DATA_PATH": folder,
+        "NUM_LAYERS": layers,
+        "MODEL_DIM": width,
+        "NUM_HEADS": heads,
+        "NUM_KV_HEADS": kv_heads,
+        "MLP_MULT": multiple,
+        "VOCAB_SIZE": vocabulary,
+        "TRAIN_SEQ_LEN": length,
+        "TRAIN_BATCH_TOKENS": tokens,
+        "ITERATIONS": steps,
+        "MAX_WALLCLOCK_SECONDS": 0,
+    }
+
+
 def build(settings, world=1):
     """(Config, architecture module, its parameter table) of `key=value` strings."""
     config, _, _ = load(environ={}, overrides=settings, world_size=world)

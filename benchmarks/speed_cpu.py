@@ -15,7 +15,7 @@ import itertools
 import os
 import tempfile
 
-from benchmarks.speed import LENGTHS, SHAPES, shape_settings, table, write_json
+from benchmarks.speed import LENGTHS, SHAPES, shape_environment, shape_settings, table, write_json
 from benchmarks.speed_peer import CONTEST, PEER_COLUMNS, alternate, fastest, ours, peer, write_tokens
 from benchmarks.speed_rows import COLUMNS, measured_rows
 
@@ -26,22 +26,8 @@ ROWS = [("1m", 512), ("1m", 2048), ("5m", 512), ("5m", 8192), ("23m", 512), ("67
 
 def peers(path, folder, steps, tiny):
     """The contest's script in all its variants."""
-    layers, width, heads, kv_heads, multiple, vocabulary, _ = SHAPES["contest"]
-    environment = {
-        "DATA_PATH": folder,
-        "NUM_LAYERS": layers,
-        "MODEL_DIM": width,
-        "NUM_HEADS": heads,
-        "NUM_KV_HEADS": kv_heads,
-        "MLP_MULT": multiple,
-        "VOCAB_SIZE": vocabulary,
-        "TRAIN_SEQ_LEN": SEQUENCE,
-        "TRAIN_BATCH_TOKENS": 2048 if tiny else TOKENS,
-        "ITERATIONS": steps,
-        "WARMUP_STEPS": 2,
-        "TRAIN_LOG_EVERY": 5,
-        "MAX_WALLCLOCK_SECONDS": 0,
-    }
+    environment = shape_environment("contest", SEQUENCE, 2048 if tiny else TOKENS, steps, folder)
+    environment |= {"WARMUP_STEPS": 2, "TRAIN_LOG_EVERY": 5}
     environment = {name: str(value) for name, value in environment.items()}
     choices = itertools.product(([], ["float32"]), (["eager"],) if tiny else ([], ["eager"]), ([], ["one_part"]))
     for edits in (["cpu", *itertools.chain(*choice)] for choice in choices):

@@ -17,7 +17,19 @@ import tempfile
 
 import torch
 
-from benchmarks.speed import H100, LENGTHS, SHAPES, build, flops_per_token, roofline, roofline_table, shape_settings, table, write_json
+from benchmarks.speed import (
+    H100,
+    LENGTHS,
+    SHAPES,
+    build,
+    flops_per_token,
+    roofline,
+    roofline_table,
+    shape_environment,
+    shape_settings,
+    table,
+    write_json,
+)
 from benchmarks.speed_peer import PEER_COLUMNS, TERNARY, alternate, fastest, ours, peer, write_tokens
 from benchmarks.speed_rows import COLUMNS, measured_rows
 
@@ -44,7 +56,6 @@ ENTRY_SETTINGS = {
     "ACTIVATION": "relu2",
     "SOFTCAP_TYPE": "poly",
     "FP_STORAGE": "FP8",
-    "MAX_WALLCLOCK_SECONDS": 0,
     "COMPILE_MODE": "default",
 }
 
@@ -52,22 +63,13 @@ ENTRY_SETTINGS = {
 def contenders(path, folder, steps, tiny, cpu):
     """([peers], [ours], tokens a step) that read the tokens in `folder`."""
     shape = "tiny" if tiny else ENTRY
-    layers, width, heads, kv_heads, multiple, vocabulary, embedding = SHAPES[shape]
+    vocabulary, embedding = SHAPES[shape][5:]
     length, tokens = (64, 256) if tiny else (SEQUENCE, TOKENS)
     write_tokens(folder, vocabulary, (steps + 20) * tokens, length)
-    environment = ENTRY_SETTINGS | {
-        "DATA_PATH": folder,
-        "NUM_LAYERS": layers,
-        "MODEL_DIM": width,
-        "NUM_HEADS": heads,
-        "NUM_KV_HEADS": kv_heads,
-        "MLP_MULT": multiple,
-        "VOCAB_SIZE": vocabulary,
+    environment = ENTRY_SETTINGS | shape_environment(shape, length, tokens, steps, folder)
+    environment |= {
         "EMBED_DIM": embedding if tiny else 254,
         "BITNET_GROUP_SIZE": 32 if tiny else 128,
-        "TRAIN_SEQ_LEN": length,
-        "TRAIN_BATCH_TOKENS": tokens,
-        "ITERATIONS": steps,
         "TRAIN_LOG_EVERY": 2 if tiny else 10,
     }
     environment = {name: str(value) for name, value in environment.items()}

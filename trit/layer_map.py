@@ -3,6 +3,7 @@
 from dataclasses import fields
 
 from trit.layers.attention import AttentionConfig
+from trit.layers.backbone import mixers_of
 from trit.layers.capsules import CapsuleConfig, check_capsules
 from trit.layers.experts import ExpertConfig, check_experts
 from trit.layers.feedback import FeedbackConfig, check_feedback
@@ -25,7 +26,7 @@ def check_layer_map(config):
             if getattr(config.arch, field.name) != field.default:
                 reason = f"sets the {mixer} mixer, but arch.layer_map={layer_map!r} has no {letter}"
                 raise ValueError(f"arch.{field.name}={getattr(config.arch, field.name)} {reason}")
-    blocks, letters = config.arch.shared_blocks, [layer_map[i % len(layer_map)] for i in range(layers)]
+    blocks, letters = config.arch.shared_blocks, mixers_of(config)
     fewest = min(letters.count(letter) for letter in set(letters))
     possible = [len(set(letters)) * each for each in range(1, fewest + 1)]
     if blocks and blocks not in possible:

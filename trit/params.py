@@ -46,6 +46,12 @@ def scalar_spec(cfg, name, shape, value, adapt="scale"):
     return on_grid(spec, cfg.quant.scalar_bits, int(np.prod(shape)), cfg.quant.scalar_clip)
 
 
+def table_spec(cfg, name, shape, std, adapt="scale"):
+    """A small table with a random start, stored and trained as scalars are: its factors may not both start at 0."""
+    spec = ParamSpec(name, shape, "normal", std, "scalar", adapt=adapt)
+    return on_grid(spec, cfg.quant.scalar_bits, int(np.prod(shape)), cfg.quant.scalar_clip)
+
+
 def init_params(specs, seed):
     """{name: float32 array} drawn from (seed, name), so that a tensor's start does not depend on its neighbours."""
     arrays = {}

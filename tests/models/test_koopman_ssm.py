@@ -8,7 +8,8 @@ from model_fixtures import BACKENDS, logits_of, random_arrays, random_tokens, st
 from trit.compress.hadamard import hadamard_rotate
 from trit.data.token_ids import BOS_ID
 from trit.eval.ttt import scope_specs
-from trit.layers.koopman import SHARE_MARGIN, koopman_layer, koopman_specs, koopman_tables, state_share
+from trit.layers.koopman import koopman_layer, koopman_specs, koopman_tables
+from trit.layers.scan import SHARE_MARGIN, state_share
 from trit.models import load_arch
 from trit.models.koopman_ssm import param_specs
 from trit.ops import torch_ops

@@ -6,18 +6,16 @@ was given, forgotten at a learned rate a block. A token in block k reads what th
 its own contribution is. Shapes: B batch, T time, K blocks, F places in a block, N capsules, C channels of a capsule, D model width.
 """
 
-import math
 from dataclasses import dataclass
 
 from trit.layers.document import document_blocks
+from trit.layers.functions import hyperbolic_tangent, softmax_last
 from trit.layers.hadamard import hadamard_matrix
-from trit.layers.koopman import state_share
 from trit.layers.linear import normed_project, normed_projection_specs, project
 from trit.layers.operator import OperatorConfig, advanced
-from trit.layers.scan import decay_scan
-from trit.layers.spectral import softmax_last
-from trit.params import ParamSpec, matrix_spec, on_grid, scalar_spec
-from trit.setting import setting
+from trit.layers.scan import block_horizon_logits, decay_scan, state_share
+from trit.params import matrix_spec, scalar_spec, table_spec
+from trit.setting import check_values, setting
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class CapsuleConfig(OperatorConfig):
 def check_capsules(cfg):
     """ValueError where the bank's settings cannot be."""
     size, block, length = cfg.arch.capsule_dim, cfg.arch.capsule_block, cfg.train.train_seq_len
-    for name, value, fits, reason in (
+    check_values(
         ("capsules", cfg.arch.capsules, cfg.arch.capsules > 0, "must be 0 (off) or more"),
         ("capsule_dim", size, size > 0 and not size & (size - 1), "must be a power of two"),
         (
@@ -49,9 +47,7 @@ def check_capsules(cfg):
         ("capsule_predict_weight", cfg.arch.capsule_predict_weight, cfg.arch.capsule_predict_weight >= 0, "must be 0 (off) or more"),
         ("capsule_rollout", cfg.arch.capsule_rollout, cfg.arch.capsule_rollout > 1, "must be 2 blocks or more"),
         ("capsule_rollout_weight", cfg.arch.capsule_rollout_weight, cfg.arch.capsule_rollout_weight >= 0, "must be 0 (off) or more"),
-    ):
-        if not fits:
-            raise ValueError(f"arch.{name}={value} {reason}")
+    )
 
 
 def capsule_specs(cfg):
@@ -69,9 +65,7 @@ def capsule_specs(cfg):
     if cfg.arch.capsule_rank:
         tables.append(("capsules.couple_in", (cfg.arch.capsule_rank, channels), 0.02))
         tables.append(("capsules.couple_out", (channels, cfg.arch.capsule_rank), 0.02))
-    for name, shape, std in tables:
-        spec = ParamSpec(name, shape, "normal", std, "scalar")
-        specs.append(on_grid(spec, cfg.quant.scalar_bits, shape[0] * shape[1], cfg.quant.scalar_clip))
+    specs += [table_spec(cfg, *table) for table in tables]
     return [spec._replace(adapt="capsule_bank") for spec in specs]
 
 
@@ -118,9 +112,8 @@ def capsule_layer(ops, p, cfg, x, tokens):
             shares = shares * counted[:, :, None]
         masses = ops.sum(shares, -1, True)
         sums = shares @ values[:, :sources]
-        # Capsules remember log-spaced numbers n of blocks, as logits of 1/n; what is learned is added.
-        steps = ops.arange(capsules, values) * (math.log(cfg.arch.capsule_memory) / max(capsules - 1, 1))
-        share = state_share(ops, ops.cast(p["capsules.memory"], "float32") - ops.log(ops.exp(steps) - 0.9))
+        horizons = block_horizon_logits(ops, capsules, cfg.arch.capsule_memory, values)
+        share = state_share(ops, ops.cast(p["capsules.memory"], "float32") + horizons)
         totals = ops.concat([sums, masses], -1)
         decays = ops.reshape(1.0 - share, (-1, 1)) + ops.zeros(totals.shape, totals)
         if cfg.model.isolate_documents:
@@ -134,5 +127,6 @@ def capsule_layer(ops, p, cfg, x, tokens):
     told = ops.reshape(routing @ predicted, (batch, -1, channels))[:, :length]
     if cfg.model.isolate_documents:
         told = ops.where(fresh, ops.zeros((), told), told)
-    gate = 2.0 * ops.sigmoid(2.0 * p["capsules.gate"]) - 1.0
-    return gate * normed_project(ops, p, cfg, "capsules.write", ops.cast(told, cfg.train.compute_dtype)), losses
+    return hyperbolic_tangent(ops, p["capsules.gate"]) * normed_project(
+        ops, p, cfg, "capsules.write", ops.cast(told, cfg.train.compute_dtype)
+    ), losses

@@ -6,15 +6,14 @@ batches would save nothing by it, and a threshold on rounded sums would let a sc
 D model width, F feedback channels.
 """
 
-import math
 from dataclasses import dataclass
 
 from trit.layers.document import document_blocks
-from trit.layers.koopman import state_share
+from trit.layers.functions import hyperbolic_tangent
 from trit.layers.linear import project
-from trit.layers.scan import decay_scan
+from trit.layers.scan import block_horizon_logits, decay_scan, state_share
 from trit.params import matrix_spec, scalar_spec
-from trit.setting import setting
+from trit.setting import check_values, setting
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class FeedbackConfig:
 def check_feedback(cfg):
     """ValueError where the feedback's settings cannot be."""
     block, length = cfg.arch.feedback_block, cfg.train.train_seq_len
-    for name, value, fits, reason in (
+    check_values(
         ("feedback_passes", cfg.arch.feedback_passes, cfg.arch.feedback_passes > 0, "must be 0 (off) or more"),
         ("feedback_passes", cfg.arch.feedback_passes, cfg.model.num_layers > 1, "needs a decoder: model.num_layers must be 2 or more"),
         ("feedback_dim", cfg.arch.feedback_dim, cfg.arch.feedback_dim > 0, "must be positive"),
@@ -50,9 +49,7 @@ def check_feedback(cfg):
             cfg.arch.feedback_gate_init != 0,
             "must not be 0, where a gate passes no gradient",
         ),
-    ):
-        if not fits:
-            raise ValueError(f"arch.{name}={value} {reason}")
+    )
 
 
 def feedback_specs(cfg):
@@ -90,9 +87,8 @@ def fast_weights(ops, p, cfg, x, tokens):
         else:
             pooled = ops.mean(both, 2)
         keys, values = ops.rms_norm(pooled[..., :size]), ops.rms_norm(pooled[..., size:])
-        # Key channels remember log-spaced numbers n of blocks, as logits of 1/n; what is learned is added.
-        steps = ops.arange(size, both) * (math.log(cfg.arch.feedback_memory) / max(size - 1, 1))
-        share = state_share(ops, ops.cast(p["feedback.memory"], "float32") - ops.log(ops.exp(steps) - 0.9))
+        horizons = block_horizon_logits(ops, size, cfg.arch.feedback_memory, both)
+        share = state_share(ops, ops.cast(p["feedback.memory"], "float32") + horizons)
         written = keys[..., None] * values[:, :, None]
         decays = ops.reshape(1.0 - share, (-1, 1)) + ops.zeros(written.shape, written)
         if cfg.model.isolate_documents:
@@ -115,5 +111,4 @@ def feedback_layer(ops, p, cfg, name, x, memory):
     told = ops.reshape(told, (batch, blocks * block, size))[:, :length]
     if cfg.model.isolate_documents:
         told = ops.where(fresh, ops.zeros((), told), told)
-    gate = 2.0 * ops.sigmoid(2.0 * p[name + ".gate"]) - 1.0
-    return gate * project(ops, p, cfg, name + ".out", ops.cast(told, cfg.train.compute_dtype))
+    return hyperbolic_tangent(ops, p[name + ".gate"]) * project(ops, p, cfg, name + ".out", ops.cast(told, cfg.train.compute_dtype))

@@ -10,12 +10,9 @@ from trit.data.token_ids import BOS_ID
 from trit.layers.conv import causal_conv, conv_reach, conv_specs
 from trit.layers.hadamard import hadamard_matrix
 from trit.layers.linear import normed_project, normed_projection_specs, project
-from trit.layers.scan import decay_scan
-from trit.params import ParamSpec, matrix_spec, on_grid, scalar_spec
+from trit.layers.scan import SHARE_MARGIN, decay_scan, state_share, token_horizon_logits
+from trit.params import matrix_spec, scalar_spec, table_spec
 from trit.setting import setting
-
-# Between a token's share of the new state and 0 or 1: a state forgets within 16,384 tokens and keeps a trace for one, whatever is learned.
-SHARE_MARGIN = 2.0**-14
 
 
 @dataclass(frozen=True)
@@ -56,9 +53,8 @@ def koopman_specs(cfg, name):
         specs += conv_specs(cfg, name + ".conv", cfg.arch.koopman_conv_kernel, size)
     if cfg.arch.koopman_rank:
         # Both factors start off zero: with one at zero the other would get no gradient (skc.md D13).
-        for part, shape in ((".couple_in", (rank, size)), (".couple_out", (size, rank))):
-            spec = ParamSpec(name + part, shape, "normal", 0.001, "scalar", adapt="scale")
-            specs.append(on_grid(spec, cfg.quant.scalar_bits, rank * size, cfg.quant.scalar_clip))
+        specs.append(table_spec(cfg, name + ".couple_in", (rank, size), 0.001))
+        specs.append(table_spec(cfg, name + ".couple_out", (size, rank), 0.001))
     return specs + normed_projection_specs(cfg, name + ".out", cfg.model.model_dim, size, 0.02)
 
 
@@ -67,23 +63,14 @@ def koopman_tables(ops, cfg, tokens):
     the Hadamard matrix (S, S) or None, and with isolate_documents what tells documents apart: 0 at a BOS and 1 elsewhere (B, T, 1),
     and the reach (B, T, 1) of the convolution."""
     size, tables = cfg.arch.koopman_state_dim, []
-    # A channel that replaces 1/n of its state remembers n tokens: log-spaced n, as logits of 1/n.
-    steps = ops.arange(size, tokens) * (1.0 / max(size - 1, 1))
-    horizons = 2.0 * ops.exp(steps * ops.log(ops.zeros((1,), steps) + cfg.arch.koopman_horizon / 2.0))
-    tables.append(-ops.log(horizons - 1.0))
+    tables.append(token_horizon_logits(ops, size, cfg.arch.koopman_horizon, tokens))
     if cfg.arch.koopman_hadamard:
-        tables.append(ops.cast(hadamard_matrix(ops, size, steps), cfg.train.compute_dtype))
+        tables.append(ops.cast(hadamard_matrix(ops, size, tables[0]), cfg.train.compute_dtype))
     else:
         tables.append(None)
     if cfg.model.isolate_documents:
         tables += [ops.cast(tokens != BOS_ID, "float32")[:, :, None], conv_reach(ops, tokens)]
     return tables
-
-
-def state_share(ops, logits):
-    """Logits (..., S) -> the share of its state that each channel replaces by what a token brings, strictly between 0 and 1; the rest is
-    the decay. A scaled sigmoid holds it there without a clamp, which would have no gradient outside (skc.md KB09, D10)."""
-    return SHARE_MARGIN + (1.0 - 2.0 * SHARE_MARGIN) * ops.sigmoid(logits)
 
 
 def koopman_layer(ops, p, cfg, name, x, tables):

@@ -6,6 +6,7 @@ C channels.
 
 from dataclasses import dataclass
 
+from trit.layers.functions import hyperbolic_tangent
 from trit.setting import setting
 
 # The diagonal stays within the one of 0, the low rank within the other: the spectral radius of their sum is below 1.
@@ -24,8 +25,7 @@ def advanced(ops, p, cfg, name, z, hadamard):
     """Capsules (..., N, C) one block on: H (D + U V) H with the diagonal D of each capsule and a coupling of channels that all share.
     Whatever is learned, D stays within DIAGONAL_RADIUS and U V within COUPLING_RADIUS, by its Frobenius norm."""
     z = ops.linear(z, hadamard)
-    # tanh through the logistic function: the vocabulary has no other.
-    diagonal = DIAGONAL_RADIUS * (2.0 * ops.sigmoid(2.0 * ops.cast(p[name + ".diagonal"], "float32")) - 1.0)
+    diagonal = DIAGONAL_RADIUS * hyperbolic_tangent(ops, ops.cast(p[name + ".diagonal"], "float32"))
     moved = diagonal * z
     if cfg.arch.capsule_rank:
         first, second = ops.cast(p[name + ".couple_in"], "float32"), ops.cast(p[name + ".couple_out"], "float32")

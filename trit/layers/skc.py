@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 from trit.data.token_ids import BOS_ID
 from trit.layers.conv import causal_conv, conv_reach, conv_specs
-from trit.layers.koopman import state_share
 from trit.layers.linear import normed_project, normed_projection_specs, project
-from trit.layers.scan import decay_scan
+from trit.layers.scan import decay_scan, state_share, token_horizon_logits
 from trit.layers.spectral import SpectralConfig, check_spectral, spectral_path, spectral_specs, spectral_tables
 from trit.params import matrix_spec, scalar_spec
 from trit.setting import setting
@@ -52,10 +51,8 @@ def skc_tables(ops, cfg, tokens):
     """What all mixers of a forward of tokens (B, T) share: the logits (S,) at which each channel replaces its state at the start, with
     isolate_documents 0 at a BOS and 1 elsewhere (B, T, 1) and the reach (B, T, 1) of the convolution, then the tables of the spectral path."""
     size, tables = cfg.arch.skc_state_dim, []
-    # Local horizons are log-spaced from 2 tokens to 4 blocks, as logits of 1/n: the spectral path remembers what lies further back.
-    steps = ops.arange(size, tokens) * (1.0 / max(size - 1, 1))
-    horizons = 2.0 * ops.exp(steps * ops.log(ops.zeros((1,), steps) + 2.0 * cfg.arch.skc_block))
-    tables.append(-ops.log(horizons - 1.0))
+    # Local horizons are log-spaced from 2 tokens to 4 blocks: the spectral path remembers what lies further back.
+    tables.append(token_horizon_logits(ops, size, 4.0 * cfg.arch.skc_block, tokens))
     if cfg.model.isolate_documents:
         tables += [ops.cast(tokens != BOS_ID, "float32")[:, :, None], conv_reach(ops, tokens)]
     if cfg.arch.skc_mix_init:

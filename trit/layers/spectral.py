@@ -9,13 +9,13 @@ import math
 from dataclasses import dataclass
 
 from trit.data.token_ids import BOS_ID
-from trit.layers.document import document_starts
+from trit.layers.document import document_blocks
+from trit.layers.functions import softmax_last
 from trit.layers.hadamard import hadamard_matrix
-from trit.layers.koopman import state_share
 from trit.layers.operator import advanced
-from trit.layers.scan import decay_scan
-from trit.params import ParamSpec, on_grid, scalar_spec
-from trit.setting import setting
+from trit.layers.scan import block_horizon_logits, decay_scan, state_share
+from trit.params import scalar_spec, table_spec
+from trit.setting import check_values, setting
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class SpectralConfig:
 def check_spectral(cfg):
     """ValueError where the path's settings cannot be."""
     block = cfg.arch.skc_block
-    for name, value, fits, reason in (
+    check_values(
         ("skc_block", block, block > 1 and not block & (block - 1), "must be a power of two from 2 on"),
         ("skc_capsules", cfg.arch.skc_capsules, cfg.arch.skc_capsules > 0, "must be positive"),
         ("skc_memory", cfg.arch.skc_memory, cfg.arch.skc_memory > 1, "must be more than 1 block"),
@@ -42,9 +42,7 @@ def check_spectral(cfg):
         ("skc_rollout", cfg.arch.skc_rollout, cfg.arch.skc_rollout > 0, "must be 1 block or more"),
         ("skc_entropy_weight", cfg.arch.skc_entropy_weight, cfg.arch.skc_entropy_weight >= 0, "must be 0 (off) or more"),
         ("skc_entropy_fraction", cfg.arch.skc_entropy_fraction, 0 < cfg.arch.skc_entropy_fraction <= 1, "must lie above 0 and up to 1"),
-    ):
-        if not fits:
-            raise ValueError(f"arch.{name}={value} {reason}")
+    )
 
 
 def spectral_specs(cfg, name, channels):
@@ -59,10 +57,7 @@ def spectral_specs(cfg, name, channels):
     shapes = {".first": (capsules, channels), ".content": (capsules, channels)}
     if cfg.arch.capsule_rank:
         shapes |= {".couple_in": (cfg.arch.capsule_rank, channels), ".couple_out": (channels, cfg.arch.capsule_rank)}
-    for part, shape in shapes.items():
-        spec = ParamSpec(name + part, shape, "normal", 0.02, "scalar", adapt="scale")
-        specs.append(on_grid(spec, cfg.quant.scalar_bits, shape[0] * shape[1], cfg.quant.scalar_clip))
-    return specs
+    return specs + [table_spec(cfg, name + part, shape, 0.02) for part, shape in shapes.items()]
 
 
 def sequency_order(size):
@@ -77,16 +72,15 @@ def spectral_tables(ops, cfg, tokens, channels):
     """What all spectral paths of a forward of tokens (B, T) share: the Walsh matrix (F, F) in order of sequency, the Hadamard matrix (C, C),
     and with isolate_documents two weights (B, K, 1) of every block, of the state before it and of its own capsules, and the mask (B, T, 1)
     of the tokens that see no earlier block, because their document starts in their own."""
-    size, length = cfg.arch.skc_block, tokens.shape[1]
+    size = cfg.arch.skc_block
     like = ops.arange(1, tokens)
     order = ops.cast(ops.constant(sequency_order(size), like), "int32")
     tables = [ops.take(hadamard_matrix(ops, size, like), order), hadamard_matrix(ops, channels, like)]
     if cfg.model.isolate_documents:
-        sources = (length - 1) // size
-        other = ops.reshape(ops.cast(tokens[:, : sources * size] != BOS_ID, "float32"), (tokens.shape[0], sources, size))
-        unbroken = 1.0 - ops.max(1.0 - other[:, :, 1:], 2, True)  # no document starts behind the first token
-        block_starts = ops.cast(ops.constant([place // size * size for place in range(length)], like), "float32")
-        tables += [unbroken * other[:, :, :1], unbroken, (document_starts(ops, tokens) >= block_starts)[:, :, None]]
+        _, counted, fresh = document_blocks(ops, tokens, size)
+        whole = counted[:, :, :1]  # its first token is of the document that it ends in: none starts behind that
+        going_on = ops.cast(tokens[:, : tokens.shape[1] // size * size : size] != BOS_ID, "float32")[:, : whole.shape[1], None]
+        tables += [whole * going_on, whole, fresh]
     return tables
 
 
@@ -100,25 +94,12 @@ def band_logits(ops, p, cfg, name, like):
     return -0.5 * distance * distance
 
 
-def softmax_last(ops, logits):
-    """Softmax over the last axis."""
-    return ops.exp(ops.log_softmax(logits))
-
-
 def block_capsules(ops, p, cfg, name, x, bands, walsh):
     """Complete blocks x (B, K, F, C) -> (capsules (B, K, N, C), spectra (B, K, F, C)); places are shared out by band and content."""
     spectra = ops.swap_last(ops.linear(ops.swap_last(x), walsh))
     routing = softmax_last(ops, bands + ops.linear(ops.rms_norm(spectra), ops.cast(p[name + ".content"], "float32")))
     gathered = ops.swap_last(routing) @ spectra
     return gathered * ops.rsqrt(ops.sum(ops.swap_last(routing * routing), -1, True) + 1e-6), spectra
-
-
-def state_logits(ops, cfg, like):
-    """Logits (C,) of the share 1/n of its state that a capsule channel replaces a block; n is log-spaced from about 1 to skc_memory.
-    `like` is (C,)."""
-    channels = like.shape[0]
-    horizons = ops.exp(ops.arange(channels, like) * (math.log(cfg.arch.skc_memory) / max(channels - 1, 1)))
-    return -ops.log(horizons - 0.9)
 
 
 def spectral_losses(ops, p, cfg, name, predicted, capsules, spectra, tables):
@@ -161,7 +142,7 @@ def spectral_path(ops, p, cfg, name, x, tables):
     if sources:
         blocks = ops.reshape(ops.cast(x[:, : sources * size], "float32"), (batch, sources, size, channels))
         found, spectra = block_capsules(ops, p, cfg, name, blocks, bands, walsh)
-        share = state_share(ops, ops.cast(p[name + ".memory"], "float32") + state_logits(ops, cfg, first[0]))
+        share = state_share(ops, ops.cast(p[name + ".memory"], "float32") + block_horizon_logits(ops, channels, cfg.arch.skc_memory, first))
         # The state less its start: so a document that begins is a state that is forgotten.
         share, flat = ops.reshape(share, (1, 1, -1)), (batch, sources, -1)
         inputs = share * ops.reshape(found - first, flat)
