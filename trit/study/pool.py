@@ -1,0 +1,102 @@
+"""Runs the trainings of a study as processes of this machine. In: a study and a folder. Out: a record in the folder of each.
+
+FOLDER/<variant>/<seed>/ holds job.json (what to do), train.log, metrics.jsonl and, written last and whole, record.json. What has a
+record is done; all else is begun anew, so that a study that was killed loses no more than the trainings that were under way.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+from tqdm import tqdm
+
+from trit.data.files import atomic_write
+from trit.study.fill import filled
+from trit.study.job import BUSY
+
+
+def write_json(path, value):
+    """A value as a file that is whole or absent."""
+    atomic_write(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def prepare(study, out, only=None):
+    """[folder] of all trainings that have no record yet, each with its job.json; those of one seed of all variants come first, so that a
+    study stopped early can be read. ValueError where the results that are there came from other settings."""
+    unknown = set(only or ()) - {variant.name for variant in study.variants}
+    if unknown:
+        raise ValueError(f"no variant {', '.join(sorted(unknown))}; there are {', '.join(variant.name for variant in study.variants)}")
+    chosen = [variant for variant in study.variants if not only or variant.name in only]
+    fixed = {"preset": study.preset, "threads": study.threads, "clock": study.clock, "score": study.score}
+    for variant in tqdm(chosen, "sizes", unit="variant", disable=None):
+        plan_file, said = out / variant.name / "plan.json", {**fixed, "said": study.settings(variant), "fill": variant.fill}
+        made = json.loads(plan_file.read_text()) if plan_file.exists() else None
+        if made and {key: made[key] for key in said} != said:
+            reason = "came from other settings; give the variant another name, or remove its folder to begin it anew"
+            raise ValueError(f"{plan_file.parent}: the results {reason}")
+        if not made:
+            settings, code, expected = filled(study, variant)
+            plan_file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(plan_file, said | {"settings": settings, "bytes_code": code, "bytes_expected": expected})
+    folders = []
+    for seed in study.seeds:
+        for variant in chosen:
+            made, folder = json.loads((out / variant.name / "plan.json").read_text()), out / variant.name / str(seed)
+            folder.mkdir(exist_ok=True)
+            if not (folder / "record.json").exists():
+                job = fixed | {"name": variant.name, "seed": seed, "settings": made["settings"], "bytes_code": made["bytes_code"]}
+                write_json(folder / "job.json", job)
+                folders.append(folder)
+    return folders
+
+
+def start(folder, threads):
+    """The process of one training."""
+    environ = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    with open(folder / "output.txt", "w") as output:
+        command = [sys.executable, "-m", "trit.study.job", str(folder)]
+        return subprocess.Popen(command, env=environ, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+
+
+def told(folder):
+    """One line on what a training found."""
+    record = json.loads((folder / "record.json").read_text())
+    found = f" {record['bpb']:.4f} bits per byte, {record['bytes_total']:,} bytes," if "bpb" in record else ""
+    return f"{record['name']} seed {record['seed']}:{found} {record['steps']:,} steps in {record['seconds']:.0f} s"
+
+
+def run_jobs(study, folders, out, jobs):
+    """Run the trainings of `folders`, `jobs` at once -> [folder] of those that failed. Ctrl-C ends them all and loses those under way."""
+    waiting, running, failed = list(folders), {}, []
+    total = len(study.seeds) * len(study.variants)
+    bar = tqdm(total=total, initial=max(total - len(folders), 0), desc=study.name, unit="run", disable=None)
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                folder = waiting.pop(0)
+                running[folder] = start(folder, study.threads)
+            time.sleep(0.2)
+            for folder, process in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[folder]
+                if process.returncode == BUSY:
+                    waiting.append(folder)  # another command is at it: ask again later
+                    time.sleep(1.0)
+                    continue
+                if process.returncode:
+                    failed.append(folder)
+                    tqdm.write(f"{folder} failed: {(folder / 'output.txt').read_text().strip()[-300:]}", file=sys.stderr)
+                else:
+                    tqdm.write(told(folder))
+                    sys.stdout.flush()
+                bar.update()
+    finally:
+        bar.close()
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
+    return failed
