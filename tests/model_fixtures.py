@@ -78,7 +78,7 @@ FLAG_SETS = {
     "experts": TINY_EXPERTS,
     "experts_all": TINY_EXPERTS
     | TINY_FEEDBACK
-    | {"experts": 4, "expert_top_k": 2, "expert_layer_fraction": 1.0, "isolate_documents": "true"},
+    | {"experts": 4, "expert_top_k": 2, "expert_layer_fraction": 1.0, "isolate_documents": "true", "scale_steps": 8, "scalar_bits": 6},
     "feedback_twice": TINY_FEEDBACK
     | TINY_CAPSULES
     | {"feedback_passes": 2, "feedback_block": 4, "num_layers": 4, "engram_buckets": 64, "engram_layer": 2, "isolate_documents": "true"},

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from trit.layers.functions import softmax_last
 from trit.layers.mlp import mlp_layer, mlp_specs
-from trit.params import ParamSpec
+from trit.params import ParamSpec, on_grid
 from trit.setting import check_values, setting
 
 
@@ -49,7 +49,8 @@ def expert_specs(cfg, name):
     """Parameters of one layer's experts, and its router (E, D): 16-bit floats whatever the rest is stored as, for a rounded router would
     send tokens elsewhere (skc.md T12, MO10)."""
     width = cfg.model.model_dim
-    specs = [ParamSpec(name + ".router", (cfg.arch.experts, width), "normal", width**-0.5, "scalar", adapt="scale")]
+    router = ParamSpec(name + ".router", (cfg.arch.experts, width), "normal", width**-0.5, "scalar", adapt="scale")
+    specs = [on_grid(router, 16, width, cfg.quant.scalar_clip)]
     for expert in range(cfg.arch.experts):
         specs += mlp_specs(cfg, f"{name}.{expert}")
     return specs

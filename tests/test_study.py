@@ -1,0 +1,155 @@
+"""Studies: what a file may say, equal bytes, trainings that resume, and the statistics of what they found."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from model_fixtures import TINY
+
+from trit.config_load import ROOT, load
+from trit.study.fill import FILLED_SHARE, expected_total, filled
+from trit.study.plan import read_study
+from trit.study.pool import prepare
+from trit.study.report import draw, records_of, table
+from trit.study.statistics import compare, corrected, mean_and_deviation
+
+SETTINGS = TINY | {"vocab_size": 260, "iterations": 6, "eval_stride": 32, "calibration_evals": 0, "tokenizer_path": "byte260"}
+
+
+def write_study(folder, data, text="[variants]\nfirst = []\nsecond = ['train.matrix_lr=0.05']\n", **keys):
+    """A study file of tiny trainings; `keys` stand above its variants."""
+    base = [f"{key}={value}" for key, value in (SETTINGS | {"data_path": data}).items()]
+    lines = [f"{key} = {json.dumps(value)}" for key, value in ({"base": base, "seeds": [1, 2]} | keys).items()]
+    (folder / "tiny.toml").write_text("\n".join(lines) + "\n" + text)
+    return folder / "tiny.toml"
+
+
+def command(study, out, *arguments):
+    """The command line of a study, as a list."""
+    return [sys.executable, "-m", "trit.study", str(study), "--out", str(out), *arguments]
+
+
+def run(study, out, *arguments):
+    return subprocess.run(command(study, out, *arguments), cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    "text,keys,message",
+    [
+        ("[variants]\nfirst = 3\n", {}, "must be a list"),
+        ("[variants]\nfirst = {changes = []}\n", {}, "did you mean 'change'"),
+        ("[variants]\n'a/b' = []\n", {}, "names a folder"),
+        ("[variants]\nfirst = ['train.matrix_lt=1']\n", {}, "variant first: unknown setting 'train.matrix_lt'; did you mean"),
+        ("", {}, "a study compares at least one"),
+        ("[variants]\nfirst = []\n", {"clocks": "wall"}, "did you mean 'clock'"),
+        ("[variants]\nfirst = []\n", {"clock": "sun"}, "must be 'cpu' or 'wall'"),
+        ("[variants]\nfirst = []\n", {"seeds": [1, 1]}, "all different"),
+        ("[variants]\nfirst = []\n", {"seeds": 3}, "is not of type list"),
+        ("[variants", {}, "tiny.toml"),
+    ],
+)
+def test_mistakes_in_a_study_file_are_named_before_anything_runs(tmp_path, text, keys, message):
+    with pytest.raises(ValueError, match=message):
+        read_study(write_study(tmp_path, "data", text, **keys))
+
+
+def test_a_grid_is_every_combination(tmp_path):
+    text = "[variants]\nfirst = []\n[grid]\n'train.matrix_lr' = [0.01, 0.02]\n'model.num_layers' = [1, 2, 3]\n"
+    study = read_study(write_study(tmp_path, "data", text))
+    assert len(study.variants) == 7 and study.variants[1].name == "matrix_lr-0p01_num_layers-1"
+    assert {variant.change for variant in study.variants[1:]} >= {("train.matrix_lr=0.02", "model.num_layers=3")}
+
+
+def test_every_study_of_the_repository_is_valid():
+    found = [read_study(path) for path in sorted((ROOT / "configs" / "studies").glob("*.toml"))]
+    assert len(found) >= 7 and all(study.variants for study in found)
+
+
+def test_the_size_setting_grows_until_the_cap_is_filled(tmp_path):
+    text = "[variants]\nfirst = []\nwide = ['model.model_dim=64']\nfixed = {change = [], fill = ''}\n"
+    path = write_study(tmp_path, "data", text, fill="engram.engram_buckets", fill_step=16)
+    path.write_text(path.read_text().replace('"track=non_record_16mb"', '"track=non_record_16mb", "track.cap_bytes=80000"'))
+    study = read_study(path)
+    buckets = []
+    for variant in study.variants[:2]:
+        settings, code, expected = filled(study, variant)
+        config = load(None, {}, settings)[0]
+        buckets.append(config.engram.engram_buckets)
+        assert code > 8_000 and expected <= FILLED_SHARE * 80_000
+        more = expected_total(None, [*settings, f"engram.engram_buckets={buckets[-1] + 16}"], code)[0]
+        assert more > FILLED_SHARE * 80_000
+    assert buckets[0] > buckets[1] > 0
+    assert filled(study, study.variants[2])[0] == study.settings(study.variants[2])
+
+
+def test_a_killed_study_resumes_with_nothing_lost_or_repeated(tmp_path, shard_folder):
+    study, out = write_study(tmp_path, shard_folder), tmp_path / "out"
+    process = subprocess.Popen(command(study, out), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    first = out / "first" / "1" / "record.json"
+    limit = time.monotonic() + 240
+    while not first.exists() and time.monotonic() < limit:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    written = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.glob("*/*/record.json")}
+    assert 1 <= len(written) < 4
+    done = run(study, out, "--plot", str(tmp_path / "tiny.png"))
+    assert done.returncode == 0, done.stderr
+    records = records_of(read_study(study), out)
+    assert [(r["name"], r["seed"]) for r in records] == [("first", 1), ("first", 2), ("second", 1), ("second", 2)]
+    assert all((path.read_bytes(), path.stat().st_mtime_ns) == was for path, was in written.items())
+    assert all(r["steps"] == 6 and r["tokens"] == 6 * 128 and r["bytes_total"] == r["bytes_code"] + r["bytes_model"] for r in records)
+    assert records[0]["bpb"] != records[1]["bpb"] != records[2]["bpb"]
+    assert (tmp_path / "tiny.png").read_bytes().startswith(b"\x89PNG") and done.stdout.count("\n| ") == 3
+
+    stamps = {path: path.stat().st_mtime_ns for path in out.glob("*/*/record.json")}
+    assert run(study, out).returncode == 0
+    assert stamps == {path: path.stat().st_mtime_ns for path in out.glob("*/*/record.json")}
+
+    changed = read_study(write_study(tmp_path, shard_folder, "[variants]\nfirst = ['train.embed_lr=0.5']\n"))
+    with pytest.raises(ValueError, match="came from other settings"):
+        prepare(changed, out)
+
+
+def test_a_training_that_fails_is_named_and_the_others_go_on(tmp_path, shard_folder):
+    text = "[variants]\nbroken = ['data_path=nowhere']\nsound = []\n"
+    done = run(write_study(tmp_path, shard_folder, text, seeds=[1]), tmp_path / "out")
+    assert done.returncode == 1 and "broken/1" in done.stderr and "nowhere" in done.stderr
+    assert (tmp_path / "out" / "sound" / "1" / "record.json").exists() and "Traceback" not in done.stderr
+
+
+def test_comparisons_are_those_of_welchs_test():
+    from scipy import stats
+
+    generator = np.random.default_rng(0)
+    for size in (2, 3, 7):
+        left, right = generator.normal(2.0, 0.1, size).tolist(), generator.normal(2.1, 0.3, size + 1).tolist()
+        found, expected = compare(left, right), stats.ttest_ind(left, right, equal_var=False)
+        mean, deviation = mean_and_deviation(left)
+        assert math.isclose(mean, np.mean(left)) and math.isclose(deviation, np.std(left, ddof=1))
+        assert math.isclose(found.p, expected.pvalue) and math.isclose(found.difference, np.mean(left) - np.mean(right))
+        low, high = expected.confidence_interval(0.95)
+        assert math.isclose(found.difference - found.margin, low) and math.isclose(found.difference + found.margin, high)
+    assert math.isnan(compare([1.0], [2.0, 2.1]).p) and compare([1.0], [2.0, 2.1]).difference < -1
+    some = [compare([1.0, 1.1, 1.2], [1.0, 1.1, 1.3])._replace(p=p) for p in (0.04, 0.01, float("nan"), 0.03)]
+    assert np.allclose([each.corrected for each in corrected(some)], [0.06, 0.03, float("nan"), 0.06], equal_nan=True)
+
+
+def test_table_and_picture_of_known_records(tmp_path):
+    study = read_study(write_study(tmp_path, "data"))
+    common = {"steps": 10, "tokens_per_second": 1000, "bytes_total": 900, "cap_bytes": 1000}
+    values = {"first": [2.0, 2.02, 2.01], "second": [1.9, 1.91, 1.92]}
+    records = [common | {"name": name, "seed": i, "bpb": value} for name, found in values.items() for i, value in enumerate(found)]
+    records[-1]["bytes_total"] = 1100
+    lines = table(study, records).splitlines()
+    assert lines[2].startswith("| first | 3 | 2.0100 | 0.0100 |") and "-0.1000 ±" in lines[3] and "(1 over the cap)" in lines[3]
+    draw(study, records, tmp_path / "picture.svg")
+    assert "second" in (tmp_path / "picture.svg").read_text() or (tmp_path / "picture.svg").stat().st_size > 5_000
+    with pytest.raises(ValueError, match="nothing to draw"):
+        draw(study, [], tmp_path / "empty.svg")
