@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from trit.compress.entropy import FLOOR, PRECISION, lane_count, power_below
-from trit.compress.pack import PACK_HEADER_BYTES, grid_top, stream_table
+from trit.compress.pack import PACK_HEADER_BYTES, grid_top, pruned_counts, stream_table
+from trit.compress.prune import kept_counts
 from trit.compress.quantize import group_layout
 from trit.config import validate
 from trit.models import load_arch
@@ -105,6 +106,12 @@ def unevenness_bits(config, spec):
     return (0.36 if spec.bits <= 2 else 0.252) * odds / (1.0 + odds)
 
 
+def map_bits(config):
+    """Bits that the map of a pruned engram's rows should take: their entropy."""
+    rows = config.engram.engram_buckets
+    return sum(rows * entropy([count, rows - count]) for count in kept_counts(config))
+
+
 def expected_code_bits(config, spec):
     """Bits a trained code should take."""
     gaussian = ternary_bits(config.quant.ternary_threshold) if spec.scheme == "ternary" else grid_bits(grid_top(spec), spec.clip)
@@ -141,7 +148,10 @@ def plan(config, specs, code_bytes):
             row[place] += value
 
     for spec in specs:
-        count, name = math.prod(spec.shape), category(spec)
+        count, name, groups = math.prod(spec.shape), category(spec), group_layout(spec)[0] if spec.scheme != "fp16" else 0
+        if config.compress.engram_keep and spec.name == "engram.table":
+            add(name, "map", spec.shape[0], stream_bound(next(remaining), lanes), map_bits(config) / 8)
+            count, groups = pruned_counts(config, spec)
         if spec.scheme == "fp16":
             add(name, "fp16", count, 2 * count, count * HALF_BITS["scalar" if name == "scalar" else "weights"] / 8)
             continue
@@ -149,7 +159,6 @@ def plan(config, specs, code_bytes):
         bits = expected_code_bits(config, spec)
         expected = min(bound, count * bits / 8)
         add(name, "ternary" if spec.scheme == "ternary" else f"int{spec.bits}", count, bound, expected)
-        groups = group_layout(spec)[0]
         bound = stream_bound(next(remaining), lanes) if config.quant.scale_steps else 2 * groups
         add(
             "scales",

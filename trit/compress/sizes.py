@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from trit.compress.entropy import best_mode, lane_count, mode_known, stream_bits
-from trit.compress.pack import OTHER_CODER, PACK_HEADER_BYTES, pack, read_streams, stream_symbols, stream_table
+from trit.compress.pack import OTHER_CODER, PACK_HEADER_BYTES, pack, pruned_counts, read_streams, stream_symbols, stream_table
 from trit.compress.quantize import group_layout, quantize
 
 SAMPLE = 1 << 18  # symbols of a tensor that a live prediction looks at
@@ -25,15 +25,20 @@ def stream_owners(cfg, specs):
     those."""
     owners, floats = [], []
     for spec in specs:
+        if cfg.compress.engram_keep and spec.name == "engram.table":
+            owners.append((spec.name + ".map", spec.group))
         if spec.scheme != "fp16":
             owners.append((spec.name, spec.group))
             if cfg.quant.scale_steps:
                 owners.append((spec.name + ".scale", "scales"))
     for spec in specs:
+        count, groups = int(np.prod(spec.shape)), 0 if spec.scheme == "fp16" else group_layout(spec)[0]
+        if cfg.compress.engram_keep and spec.name == "engram.table":
+            count, groups = pruned_counts(cfg, spec)
         if spec.scheme == "fp16":
-            floats.append((spec.name, spec.group, int(np.prod(spec.shape))))
+            floats.append((spec.name, spec.group, count))
         elif not cfg.quant.scale_steps:
-            floats.append((spec.name + ".scale", "scales", group_layout(spec)[0]))
+            floats.append((spec.name + ".scale", "scales", groups))
     return owners, floats
 
 
