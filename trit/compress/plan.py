@@ -14,7 +14,7 @@ import numpy as np
 
 from trit.compress.entropy import FLOOR, PRECISION, lane_count, power_below
 from trit.compress.pack import PACK_HEADER_BYTES, grid_top, pruned_counts, stream_table
-from trit.compress.prune import kept_counts
+from trit.compress.prune import map_bits
 from trit.compress.quantize import group_layout
 from trit.config import validate
 from trit.models import load_arch
@@ -104,12 +104,6 @@ def unevenness_bits(config, spec):
     """
     odds = (max(config.engram.engram_buckets, 0) / 13620) ** 1.54 * (624 / max(config.model.vocab_size - 400, 64)) ** 0.8
     return (0.36 if spec.bits <= 2 else 0.252) * odds / (1.0 + odds)
-
-
-def map_bits(config):
-    """Bits that the map of a pruned engram's rows should take: their entropy."""
-    rows = config.engram.engram_buckets
-    return sum(rows * entropy([count, rows - count]) for count in kept_counts(config))
 
 
 def expected_code_bits(config, spec):

@@ -4,6 +4,8 @@ Which rows those are is decided once, after training, on held-out training text:
 as training rounded them; the others are zeros, which a lookup adds nothing of.
 """
 
+import math
+
 import numpy as np
 
 from trit.compress.layouts import ensure_packable
@@ -18,6 +20,14 @@ def kept_counts(cfg):
     tables = cfg.engram.engram_heads * cfg.engram.engram_orders
     wanted = [round(shares[table // cfg.engram.engram_heads % len(shares)] * rows) for table in range(tables)]
     return [max(count, min(FEWEST_ROWS, rows)) for count in wanted]
+
+
+def map_bits(cfg):
+    """Bits that the map of kept rows should take: its entropy. Reports only."""
+    rows, total = cfg.engram.engram_buckets, 0.0
+    for count in kept_counts(cfg):
+        total += sum(part * math.log2(rows / part) for part in (count, rows - count) if part)
+    return total
 
 
 def row_hits(ops, cfg, tokens):
