@@ -263,12 +263,14 @@ def unpack(cfg, specs, data):
         for i, other in others.items():
             found[i] = expand_stream(streams[i], modes[i], other)
     parts, tensors, at = iter(found), {}, 0
+    if cfg.compress.engram_keep:
+        halves = None
     if stores_floats(cfg) and streams[-1].base == 256:
         halves = np.stack([found[-1], found[-2]], 1).astype(np.uint8).view("<f2")[:, 0].astype(np.float16)
         ensure_packable(np.isfinite(halves).all(), "a 16-bit number is not finite")
     for spec in specs:
         if cfg.compress.engram_keep and spec.name == "engram.table":
-            tensors[spec.name], at = read_pruned(cfg, spec, parts, halves if stores_floats(cfg) else None, at)
+            tensors[spec.name], at = read_pruned(cfg, spec, parts, halves, at)
             continue
         codes = scales = None
         if spec.scheme != "fp16":

@@ -23,6 +23,9 @@ from trit.models import load_arch
 # with every doubling of the tokens.
 TRAINED_SHARE = {"matrix": (0.998, 0.0007), "embed": (0.845, 0.005), "scalar": (0.885, 0.02)}
 EMBED_VOCABULARY = 0.03  # what the embedding's share gains with every doubling of the vocabulary over 1,024: rarer tokens stay Gaussian
+PRUNED_BITS = (
+    0.39  # what a code of the rows that pruning keeps takes more, the fewer they are: they are larger than their group's scale says
+)
 TYPICAL_TOKENS = 5.5e6  # of a run that the clock ends
 SCALE_SPREAD = {"matrix": 0.144, "embed": 0.288, "engram": 0.067}  # spread of the logarithms of a tensor's scales
 HALF_BITS = {"scales": 10.0, "scalar": 11.7, "weights": 13.5}  # bits of a 16-bit number after packing, measured
@@ -110,7 +113,11 @@ def expected_code_bits(config, spec):
     """Bits a trained code should take."""
     gaussian = ternary_bits(config.quant.ternary_threshold) if spec.scheme == "ternary" else grid_bits(grid_top(spec), spec.clip)
     if spec.group == "engram":
-        return gaussian - unevenness_bits(config, spec)
+        bits = gaussian - unevenness_bits(config, spec)
+        if config.compress.engram_keep:
+            share = pruned_counts(config, spec)[0] / math.prod(spec.shape)
+            bits = min(bits + PRUNED_BITS * (1.0 - share), math.log2(2 * grid_top(spec) + 1))
+        return bits
     share, fall = TRAINED_SHARE.get(spec.group, (1.0, 0.0))
     if spec.group == "embed":
         share += EMBED_VOCABULARY * math.log2(config.model.vocab_size / 1024)
