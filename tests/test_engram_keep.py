@@ -11,6 +11,7 @@ from pack_fixtures import refusal, same, sealed
 
 from trit.build import compress_run
 from trit.compress import pack as packing
+from trit.compress import sizes as sizing
 from trit.compress.entropy import best_mode, encode_streams, lane_count
 from trit.compress.layouts import PackError
 from trit.compress.pack import check_tensor, pack, spec_fingerprint, stream_symbols, stream_table, unpack
@@ -247,24 +248,26 @@ def test_damage_is_refused_or_storable_and_costs_no_more_memory(storage):
     generator = np.random.default_rng(1)
     tracemalloc.start()
     unpack(cfg, specs, data)
-    usual = tracemalloc.get_traced_memory()[1]
-    tracemalloc.reset_peak()
-    for end in range(0, len(data), 997):
+    usual, most = tracemalloc.get_traced_memory()[1], 0
+    for end in (0, 25, len(data) // 2, len(data) - 4):
         refusal(cfg, specs, data[:end])
         refusal(cfg, specs, sealed(data[: max(end, 21)]))
-    for _ in range(12):
+    for _ in range(5):
         damaged = bytearray(data)
         for place in generator.integers(21, len(data), generator.integers(1, 4)):
             damaged[place] = generator.integers(256)
+        tracemalloc.reset_peak()
         try:
             tensors = unpack(cfg, specs, sealed(bytes(damaged)))
         except PackError:
             continue
+        finally:
+            most = max(most, tracemalloc.get_traced_memory()[1])
         for spec in specs:
             check_tensor(spec, tensors[spec.name])
         assert same(unpack(cfg, specs, pack(cfg, specs, tensors)), tensors)
-    assert tracemalloc.get_traced_memory()[1] < 3 * usual + 1e6
     tracemalloc.stop()
+    assert 0 < most < 3 * usual
 
 
 def test_other_numbers_of_rows_are_another_configuration():
@@ -286,15 +289,16 @@ def test_the_plan_bounds_the_artifact_and_counts_the_map(storage):
     assert row.count == 4 * ROWS and 0.9 * 150 < row.expected < row.bound < 2 * 150 + 20
 
 
-def test_the_live_prediction_knows_what_pruning_leaves():
-    settings = {"engram_buckets": 6000, "engram_row_dim": 16, "engram_keep": "0.3,0.2", "engram_keep_norm_weight": 1.0}
+def test_the_live_prediction_knows_what_pruning_leaves(monkeypatch):
+    monkeypatch.setattr(sizing, "SAMPLE", 1 << 15)  # a quarter of the rows
+    settings = {"engram_buckets": 2000, "engram_row_dim": 16, "engram_keep": "0.3,0.2", "engram_keep_norm_weight": 1.0}
     settings |= {"scalar_bits": 6, "engram_bits": 2, "engram_group_size": 4096, "scale_steps": 8}
     for extra in ({}, {"engram_group_size": 4}, {"engram_group_size": 4, "scale_steps": 0}, {"engram_bits": 16}):
         cfg = tiny_config(**settings | extra)
         specs = table_specs(cfg)
         arrays = drawn(cfg, specs)
         tensors = quantize(torch_ops, cfg, specs, {name: torch_ops.from_numpy(x) for name, x in arrays.items()}, {})
-        assert abs(predicted_bytes(torch_ops, cfg, specs, arrays) / len(pack(cfg, specs, tensors)) - 1) < 0.01
+        assert abs(predicted_bytes(torch_ops, cfg, specs, arrays) / len(pack(cfg, specs, tensors)) - 1) < 0.02, extra
 
 
 def test_rows_are_chosen_on_held_out_training_text_and_no_other(shard_folder):
@@ -333,9 +337,9 @@ def test_off_is_what_was():
 
 
 def test_the_map_costs_about_its_entropy():
-    cfg = tiny_config(engram_buckets=9000, engram_keep="0.2", engram_row_dim=4, engram_group_size=4096)
+    cfg = tiny_config(engram_buckets=3000, engram_keep="0.2", engram_row_dim=4, engram_group_size=4096)
     specs, tensors, _ = packed(cfg)
     number = next(i for i, stream in enumerate(stream_table(cfg, specs)) if stream.base == 2)
     stream, symbols = stream_table(cfg, specs)[number], stream_symbols(cfg, specs, tensors)[number]
     bits, _ = best_mode(stream, symbols, lane_count(stream_table(cfg, specs)))
-    assert bits < 1.02 * 36000 * -(0.2 * np.log2(0.2) + 0.8 * np.log2(0.8))
+    assert bits < 1.03 * 12000 * -(0.2 * np.log2(0.2) + 0.8 * np.log2(0.8))
