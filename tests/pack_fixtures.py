@@ -27,7 +27,7 @@ def storage(scale_steps=0, coders="entropy", allocate=False, threshold=0.5, scal
         rotate_matrices=True,
         rotate_embedding=False,
     )
-    return SimpleNamespace(quant=quant, compress=SimpleNamespace(coders=coders, allocate=allocate))
+    return SimpleNamespace(quant=quant, compress=SimpleNamespace(coders=coders, allocate=allocate, engram_keep=""))
 
 
 SETTINGS = storage()

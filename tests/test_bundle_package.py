@@ -9,6 +9,8 @@ from model_fixtures import EVAL_SETS, FLAG_SETS, evaluating, random_arrays, tiny
 from trit.bundle.alone import run_alone
 from trit.bundle.bundle import ALL_CODECS, bundle, shaken_text
 from trit.bundle.verify import verify
+from trit.compress.prune import kept_rows
+from trit.data.loader import calibration_tokens
 from trit.eval.temperature import artifact_specs
 from trit.models import arch_names, load_arch
 from trit.ops import torch_ops
@@ -20,6 +22,7 @@ GRID = FLAG_SETS | {
     "steps": {"scale_steps": 8, "scalar_bits": 6, "rotate_matrices": "true", "engram_buckets": 64},
     "all_coders": {"coders": "all", "rotate_embedding": "true"},
     "integers": {"matrix_scheme": "int", "engram_buckets": 64, "engram_bits": 4},
+    "pruned": {"engram_buckets": 300, "engram_keep": "0.5,0.45", "engram_bits": 2, "scale_steps": 8, "write_every": 2},
     "allocated": {"allocate": "true", "engram_buckets": 64, "engram_bits": 16},
     "halves": {"matrix_scheme": "fp16", "ternary_scale": "least_squares"},
     "ternary_rows": {"engram_buckets": 64, "engram_bits": 1, "ema_decay": 0.9, "muon_row_norm": "true"},
@@ -37,7 +40,10 @@ def test_the_grid_is_run_on_every_architecture():
 def compare(cfg, shard_folder, tmp_path, rows_at=(), codecs=("brotli",)):
     """The counted file's losses, printed score and rows are the package's, on the same artifact."""
     module = load_arch(cfg.model.name)
-    artifact = make_artifact(torch_ops, module, cfg, random_arrays(artifact_specs(module, cfg)), {})
+    arrays = random_arrays(artifact_specs(module, cfg))
+    if cfg.compress.engram_keep:
+        arrays["engram.kept"] = kept_rows(torch_ops, cfg, arrays["engram.table"], calibration_tokens(cfg, shard_folder))
+    artifact = make_artifact(torch_ops, module, cfg, arrays, {})
     (tmp_path / "artifact.trit").write_bytes(artifact)
     built = bundle(cfg, codecs=codecs)
     verify(built)

@@ -5,6 +5,7 @@ Environment names are the field names in capitals unless `env` says otherwise, s
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 from trit.compress.quantize import group_layout
@@ -43,6 +44,8 @@ class EngramConfig:
     engram_orders: int = setting(2, "n-gram orders: 1 bigrams, 2 adds trigrams, 3 adds 4-grams", env="ENGRAM_NUM_ORDERS")
     engram_row_dim: int = setting(32, "width of one table row")
     engram_layer: int = setting(0, "encoder layer before which the memory is added", env="ENGRAM_INJECT_LAYER")
+    gate_bias_init: float = setting(0.0, "bias of the memory's gate at the start; 1.5 opens it early", env="ENG_GATE_BIAS_INIT")
+    write_every: int = setting(1, "optimiser steps from one that trains the tables to the next", env="ENG_WRITE_EVERY")
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,12 @@ class CompressConfig:
         "entropy", "entropy: the adaptive coder alone; all: brotli and LZMA too, the smallest for every stream", choices=("entropy", "all")
     )
     allocate: bool = setting(False, "the artifact says each tensor's bits, as an allocator chose them, instead of the settings")
+    engram_keep: str = setting(
+        "", "share of the rows of each engram table that the artifact keeps, or one for each order, as 0.35,0.2; empty keeps all"
+    )
+    engram_keep_norm_weight: float = setting(
+        0.85, "which rows those are: weight of a row's norm, against that of how often held-out training text reads it"
+    )
     predict_every: int = setting(500, "steps between predictions of the artifact's size in the log; 0 is off")
     model_bytes_cap: int = setting(
         0,
@@ -236,6 +245,27 @@ def check_fp8(config, require):
         require(not odd, "train.fp8", True, f"multiplies by 16 numbers at a time, which {spec.name} {spec.shape} is not made of")
 
 
+def check_engram(config, require):
+    """What write_every and compress.engram_keep ask for."""
+    engram, compress = config.engram, config.compress
+    require(engram.write_every > 0, "engram.write_every", engram.write_every, "must be 1 (every step) or more")
+    off = "changes nothing without a memory; set engram.engram_buckets, or it to"
+    require(engram.write_every == 1 or engram.engram_buckets, "engram.write_every", engram.write_every, f"{off} 1")
+    require(math.isfinite(engram.gate_bias_init), "engram.gate_bias_init", engram.gate_bias_init, "must be a number")
+    if compress.engram_keep:
+        name, text, weight = "compress.engram_keep", compress.engram_keep, compress.engram_keep_norm_weight
+        require(engram.engram_buckets, name, text, f"{off} nothing")
+        reason = f"must be one share above 0 and at most 1, or one for each of the {engram.engram_orders} orders, such as 0.35,0.2"
+        try:
+            shares = [float(part) for part in text.split(",")]
+        except ValueError:
+            shares = []
+        require(len(shares) in (1, engram.engram_orders) and all(0 < share <= 1 for share in shares), name, repr(text), reason)
+        require(0 <= weight <= 1, "compress.engram_keep_norm_weight", weight, "must lie between 0 and 1")
+        reason = "and compress.allocate=True both decide what the engram's bytes are; leave one of them out"
+        require(not compress.allocate, name, text, reason)
+
+
 def validate(config, world_size=1):
     """Raise ValueError naming the setting, its value and what would be right. Pure; run before any device work."""
     model, train, quant, engram, evaluation = config.model, config.train, config.quant, config.engram, config.eval
@@ -279,6 +309,7 @@ def validate(config, world_size=1):
             engram.engram_heads,
             "and engram_row_dim must be positive",
         )
+    check_engram(config, require)
     require(2 <= quant.matrix_bits <= 8, "quant.matrix_bits", quant.matrix_bits, "must be 2 to 8")
     for name in ("embed_bits", "engram_bits", "scalar_bits"):
         require(getattr(quant, name) in (1, 2, 3, 4, 5, 6, 7, 8, 16), f"quant.{name}", getattr(quant, name), "must be 1 to 8, or 16")

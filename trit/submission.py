@@ -13,6 +13,7 @@ import numpy as np
 from trit.compress.allocate import allocate, ladders
 from trit.compress.calibrate import calibrate, stored_arrays
 from trit.compress.pack import pack, stored_specs, unpack
+from trit.compress.prune import kept_rows
 from trit.compress.quantize import dequantize, quantize
 from trit.data.byte_count import byte_table
 from trit.data.files import atomic_write
@@ -37,8 +38,12 @@ def train_weights(ops, arch, cfg, process, data_path, seed, log):
 
 
 def find_calibration(ops, arch, cfg, process, arrays, data_path, log):
-    """Calibration of trained `arrays` on the held-out slice of the training text. A fitted sharpness is set in `arrays`."""
+    """Calibration of trained `arrays` on the held-out slice of the training text. Which rows of the engram stay, and a fitted sharpness,
+    are set in `arrays`. Every rank finds the same from the same text."""
     specs, tokens = artifact_specs(arch, cfg), calibration_tokens(cfg, data_path)
+    if cfg.compress.engram_keep:
+        kept = arrays["engram.kept"] = kept_rows(ops, cfg, arrays["engram.table"], tokens)
+        log.line(f"pruning: {kept.sum()} of {len(kept)} rows of the engram stay")
     if cfg.eval.fit_temperature:
         arrays["sharpness"] = np.ones(1, np.float32)
     calibration = {}

@@ -11,6 +11,7 @@ import numpy as np
 
 from trit.compress.entropy import Stream, decode_streams, encode_streams, lane_count, mode_known
 from trit.compress.layouts import PackError, compress_stream, ensure_packable, expand_stream
+from trit.compress.prune import kept_counts, kept_map
 from trit.compress.quantize import SMALLEST_SCALE, QuantTensor, group_counts, group_layout, scale_table, stores_floats
 
 PACK_MAGIC = b"TRIT"
@@ -24,6 +25,8 @@ ROTATED = 16  # in the table of storages
 def spec_fingerprint(cfg, specs):
     """8 bytes that differ between tables of tensors: sha256 over one text line a tensor, after one for the scales."""
     lines = [f"scales {cfg.quant.scale_steps}\n"]
+    if cfg.compress.engram_keep:
+        lines.append(f"kept {' '.join(map(str, kept_counts(cfg)))}\n")
     for s in specs:
         start = s.value if s.init == "constant" and s.scheme != "fp16" else 0
         lines.append(f"{s.name} {'x'.join(map(str, s.shape))} {s.scheme} {s.bits} {s.group_size} {start:g} {int(s.rotate)}\n")
@@ -42,14 +45,51 @@ def real_entries(spec):
     return np.arange(size) < np.resize(counts, (groups, 1))
 
 
+def row_codes(spec):
+    """Codes of a row of a table, with those that pad it where groups lie inside rows."""
+    inside = spec.scheme != "fp16" and spec.group_size <= spec.shape[-1]
+    return spec.shape[-1] + (group_layout(spec)[2] if inside else 0)
+
+
+def kept_entries(spec, kept):
+    """Mask of the codes, or of the 16-bit values, that stand for the rows `kept` (rows,) of a pruned table, in the layout of the codes."""
+    if spec.scheme == "fp16":
+        return np.repeat(kept[:, None], spec.shape[-1], 1)
+    real = real_entries(spec)
+    rows = real.reshape(-1, row_codes(spec))
+    return (rows & np.append(kept, np.zeros(len(rows) - len(kept), bool))[:, None]).reshape(real.shape)
+
+
+def filled_rows(spec, codes):
+    """Mask (rows,) of the rows of a table that hold anything but zeros, of its codes or 16-bit values."""
+    return codes.reshape(-1, row_codes(spec)).any(1)[: spec.shape[0]]
+
+
+def kept_groups(spec, entries):
+    """Mask (groups,) of a pruned table's groups whose scales are stored: those of kept rows, and all where groups span rows."""
+    return entries.any(1) | (spec.group_size > spec.shape[-1])
+
+
+def pruned_counts(cfg, spec):
+    """(codes or 16-bit values, scales) that are stored of a pruned table."""
+    rows, scales = sum(kept_counts(cfg)), 0 if spec.scheme == "fp16" else group_layout(spec)[0]
+    return rows * spec.shape[-1], scales if spec.group_size > spec.shape[-1] else scales // spec.shape[0] * rows
+
+
 def stream_table(cfg, specs):
-    """[Stream, ...] of the artifact: each tensor's codes and scale places; last the two bytes of all 16-bit floats, high bytes first."""
+    """[Stream, ...] of the artifact: each tensor's codes and scale places; last the two bytes of all 16-bit floats, high bytes first.
+    A pruned table's map of rows stands before its codes."""
     table, halves = [], 0
     for spec in specs:
         count = int(np.prod(spec.shape))
+        if cfg.compress.engram_keep and spec.name == "engram.table":
+            table.append(Stream(2, spec.shape[0], 1))
+            count = pruned_counts(cfg, spec)[0]
         if spec.scheme != "fp16":
             table.append(Stream(2 * grid_top(spec) + 1, count, spec.shape[-1]))
             count = group_layout(spec)[0]
+            if cfg.compress.engram_keep and spec.name == "engram.table":
+                count = pruned_counts(cfg, spec)[1]
             if cfg.quant.scale_steps:
                 table.append(Stream(29 * cfg.quant.scale_steps + 1, count, 1))
                 count = 0
@@ -101,8 +141,19 @@ def stream_symbols(cfg, specs, tensors):
     found, halves = [], []
     for spec in specs:
         codes, scales = tensors[spec.name]
+        if cfg.compress.engram_keep and spec.name == "engram.table":
+            kept = kept_map(cfg, filled_rows(spec, codes))
+            entries = kept_entries(spec, kept)
+            found.append(kept.astype(np.int16))
+            codes = codes[entries]
         if spec.scheme != "fp16":
-            found.append(codes[real_entries(spec)].astype(np.int16) + grid_top(spec))
+            if cfg.compress.engram_keep and spec.name == "engram.table":
+                stored = kept_groups(spec, entries)
+                ensure_packable((scales[~stored] == SMALLEST_SCALE).all(), f"{spec.name}: a row that is not kept has a scale")
+                found.append(codes.astype(np.int16) + grid_top(spec))
+                scales = scales[stored]
+            else:
+                found.append(codes[real_entries(spec)].astype(np.int16) + grid_top(spec))
             codes = scales
             if cfg.quant.scale_steps:
                 table = scale_table(cfg.quant.scale_steps)
@@ -171,6 +222,31 @@ def read_streams(cfg, specs, data):
     return modes, others, data[at:]
 
 
+def read_pruned(cfg, spec, parts, halves, at):
+    """(QuantTensor, place in `halves` behind it) of a pruned table, from its streams and the 16-bit numbers from `at` on."""
+    kept = next(parts) > 0
+    held, counts = kept.reshape(len(kept_counts(cfg)), -1).sum(1), kept_counts(cfg)
+    ensure_packable((held == counts).all(), f"{spec.name}: the map keeps {held.tolist()} rows of the tables, not {counts}")
+    entries, scales = kept_entries(spec, kept), None
+    codes = np.zeros(entries.shape, np.float16 if spec.scheme == "fp16" else np.int8)
+    if spec.scheme == "fp16":
+        count = pruned_counts(cfg, spec)[0]
+        codes[entries], at = halves[at : at + count], at + count
+    else:
+        codes[entries] = next(parts).astype(np.int16) - grid_top(spec)
+        stored = kept_groups(spec, entries)
+        scales = np.full((len(codes), 1), SMALLEST_SCALE, np.float16)
+        if cfg.quant.scale_steps:
+            scales[stored, 0] = scale_table(cfg.quant.scale_steps)[next(parts)]
+        else:
+            values, at = halves[at : at + stored.sum()], at + stored.sum()
+            ensure_packable(values.min() >= SMALLEST_SCALE, f"{spec.name}: a scale is below {SMALLEST_SCALE:.1e}")
+            scales[stored, 0] = values
+    good = (kept_map(cfg, filled_rows(spec, codes)) == kept).all()
+    ensure_packable(good, f"{spec.name}: the map keeps a row of zeros where another row of zeros comes first")
+    return QuantTensor(codes, scales), at
+
+
 def unpack(cfg, specs, data):
     """Artifact -> {name: QuantTensor}, exactly the tensors that were packed; PackError where the file is not one of these specs
     (as stored)."""
@@ -187,10 +263,15 @@ def unpack(cfg, specs, data):
         for i, other in others.items():
             found[i] = expand_stream(streams[i], modes[i], other)
     parts, tensors, at = iter(found), {}, 0
+    if cfg.compress.engram_keep:
+        halves = None
     if stores_floats(cfg) and streams[-1].base == 256:
         halves = np.stack([found[-1], found[-2]], 1).astype(np.uint8).view("<f2")[:, 0].astype(np.float16)
         ensure_packable(np.isfinite(halves).all(), "a 16-bit number is not finite")
     for spec in specs:
+        if cfg.compress.engram_keep and spec.name == "engram.table":
+            tensors[spec.name], at = read_pruned(cfg, spec, parts, halves, at)
+            continue
         codes = scales = None
         if spec.scheme != "fp16":
             codes = np.zeros(group_layout(spec)[:2], np.int8)

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from trit.compress.entropy import FLOOR, PRECISION, lane_count, power_below
-from trit.compress.pack import PACK_HEADER_BYTES, grid_top, stream_table
+from trit.compress.pack import PACK_HEADER_BYTES, grid_top, pruned_counts, stream_table
+from trit.compress.prune import map_bits
 from trit.compress.quantize import group_layout
 from trit.config import validate
 from trit.models import load_arch
@@ -22,6 +23,9 @@ from trit.models import load_arch
 # with every doubling of the tokens.
 TRAINED_SHARE = {"matrix": (0.998, 0.0007), "embed": (0.845, 0.005), "scalar": (0.885, 0.02)}
 EMBED_VOCABULARY = 0.03  # what the embedding's share gains with every doubling of the vocabulary over 1,024: rarer tokens stay Gaussian
+PRUNED_BITS = (
+    0.39  # what a code of the rows that pruning keeps takes more, the fewer they are: they are larger than their group's scale says
+)
 TYPICAL_TOKENS = 5.5e6  # of a run that the clock ends
 SCALE_SPREAD = {"matrix": 0.144, "embed": 0.288, "engram": 0.067}  # spread of the logarithms of a tensor's scales
 HALF_BITS = {"scales": 10.0, "scalar": 11.7, "weights": 13.5}  # bits of a 16-bit number after packing, measured
@@ -109,7 +113,11 @@ def expected_code_bits(config, spec):
     """Bits a trained code should take."""
     gaussian = ternary_bits(config.quant.ternary_threshold) if spec.scheme == "ternary" else grid_bits(grid_top(spec), spec.clip)
     if spec.group == "engram":
-        return gaussian - unevenness_bits(config, spec)
+        bits = gaussian - unevenness_bits(config, spec)
+        if config.compress.engram_keep:
+            share = pruned_counts(config, spec)[0] / math.prod(spec.shape)
+            bits = min(bits + PRUNED_BITS * (1.0 - share), math.log2(2 * grid_top(spec) + 1))
+        return bits
     share, fall = TRAINED_SHARE.get(spec.group, (1.0, 0.0))
     if spec.group == "embed":
         share += EMBED_VOCABULARY * math.log2(config.model.vocab_size / 1024)
@@ -141,7 +149,10 @@ def plan(config, specs, code_bytes):
             row[place] += value
 
     for spec in specs:
-        count, name = math.prod(spec.shape), category(spec)
+        count, name, groups = math.prod(spec.shape), category(spec), group_layout(spec)[0] if spec.scheme != "fp16" else 0
+        if config.compress.engram_keep and spec.name == "engram.table":
+            add(name, "map", spec.shape[0], stream_bound(next(remaining), lanes), map_bits(config) / 8)
+            count, groups = pruned_counts(config, spec)
         if spec.scheme == "fp16":
             add(name, "fp16", count, 2 * count, count * HALF_BITS["scalar" if name == "scalar" else "weights"] / 8)
             continue
@@ -149,7 +160,6 @@ def plan(config, specs, code_bytes):
         bits = expected_code_bits(config, spec)
         expected = min(bound, count * bits / 8)
         add(name, "ternary" if spec.scheme == "ternary" else f"int{spec.bits}", count, bound, expected)
-        groups = group_layout(spec)[0]
         bound = stream_bound(next(remaining), lanes) if config.quant.scale_steps else 2 * groups
         add(
             "scales",

@@ -148,23 +148,41 @@ def decode(ops, cfg, spec, codes, scales):
     return values
 
 
+def without_rows(ops, spec, codes, scales, kept):
+    """(codes, scales) of a table of which only the rows `kept`, a mask (rows,), stay as they are. Groups that hold nothing have the
+    smallest scale, which need not be stored."""
+    kept = ops.cast(kept, "float32")
+    if spec.scheme == "fp16":
+        return ops.cast(ops.cast(codes, "float32") * kept[:, None], "float16"), None
+    groups, size, _ = group_layout(spec)
+    rows = groups * size // spec.shape[-1] if size > spec.shape[-1] else spec.shape[0]
+    kept = ops.pad(kept, ((0, rows - spec.shape[0]),))
+    codes = ops.reshape(ops.reshape(codes, (rows, -1)) * kept[:, None], (groups, size))
+    return codes, ops.where(ops.max(ops.abs(codes), 1, True) > 0, scales, ops.zeros(scales.shape, scales) + SMALLEST_SCALE)
+
+
 def fake_quantize(ops, cfg, specs, p, calibration):
-    """The parameter dict as the forward sees it: stored values going forward, straight-through gradients going back."""
+    """The parameter dict as the forward sees it: stored values going forward, straight-through gradients going back. Beside parameters `p`
+    may hold "engram.kept": the mask (rows,) of rows that pruning left."""
     q = {}
     for spec in specs:
         x = p[spec.name]
         codes, scales = encode(ops, cfg, spec, ops.stop_gradient(x), calibration)
+        if cfg.compress.engram_keep and spec.name == "engram.table" and "engram.kept" in p:
+            codes, scales = without_rows(ops, spec, codes, scales, p["engram.kept"])
         q[spec.name] = ops.straight_through(x, decode(ops, cfg, spec, codes, scales))
     return q
 
 
 def quantize(ops, cfg, specs, p, calibration):
-    """{name: QuantTensor} of a parameter dict, ready for packing. ValueError where a weight is no number up to 65504."""
+    """{name: QuantTensor} of a parameter dict (as `fake_quantize` takes it), ready for packing. ValueError where a weight is no number up to 65504."""
     tensors = {}
     for spec in specs:
         if not (np.abs(ops.to_numpy(p[spec.name])) <= 65504).all():
             raise ValueError(f"{spec.name}: a weight is not a number from -65504 to 65504")
         codes, scales = encode(ops, cfg, spec, p[spec.name], calibration)
+        if cfg.compress.engram_keep and spec.name == "engram.table" and "engram.kept" in p:
+            codes, scales = without_rows(ops, spec, codes, scales, p["engram.kept"])
         if spec.scheme == "fp16":
             # Adding zero turns -0 into 0, as straight_through does: stored and trained values agree in every bit.
             tensors[spec.name] = QuantTensor(ops.to_numpy(codes) + np.float16(0), None)

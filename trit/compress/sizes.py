@@ -5,8 +5,20 @@ from typing import NamedTuple
 import numpy as np
 
 from trit.compress.entropy import best_mode, lane_count, mode_known, stream_bits
-from trit.compress.pack import OTHER_CODER, PACK_HEADER_BYTES, pack, read_streams, stream_symbols, stream_table
-from trit.compress.quantize import group_layout, quantize
+from trit.compress.pack import (
+    OTHER_CODER,
+    PACK_HEADER_BYTES,
+    kept_entries,
+    kept_groups,
+    pack,
+    pruned_counts,
+    read_streams,
+    real_entries,
+    stream_symbols,
+    stream_table,
+)
+from trit.compress.prune import kept_rows, map_bits
+from trit.compress.quantize import QuantTensor, group_layout, quantize
 
 SAMPLE = 1 << 18  # symbols of a tensor that a live prediction looks at
 
@@ -25,15 +37,20 @@ def stream_owners(cfg, specs):
     those."""
     owners, floats = [], []
     for spec in specs:
+        if cfg.compress.engram_keep and spec.name == "engram.table":
+            owners.append((spec.name + ".map", spec.group))
         if spec.scheme != "fp16":
             owners.append((spec.name, spec.group))
             if cfg.quant.scale_steps:
                 owners.append((spec.name + ".scale", "scales"))
     for spec in specs:
+        count, groups = int(np.prod(spec.shape)), 0 if spec.scheme == "fp16" else group_layout(spec)[0]
+        if cfg.compress.engram_keep and spec.name == "engram.table":
+            count, groups = pruned_counts(cfg, spec)
         if spec.scheme == "fp16":
-            floats.append((spec.name, spec.group, int(np.prod(spec.shape))))
+            floats.append((spec.name, spec.group, count))
         elif not cfg.quant.scale_steps:
-            floats.append((spec.name + ".scale", "scales", group_layout(spec)[0]))
+            floats.append((spec.name + ".scale", "scales", groups))
     return owners, floats
 
 
@@ -89,12 +106,34 @@ def whole_bits(stream, symbols, lanes, whole):
     return bits + (bits - before) * (whole - stream.count) / (stream.count - half.size)
 
 
+def pruned_sample(ops, cfg, spec, array):
+    """(spec, QuantTensor) of the rows that pruning would leave of a sample of the engram, judged by their norms alone."""
+    kept = kept_rows(ops, cfg, array, np.zeros(0, np.int32))
+    part, some = sample(spec, array)
+    chosen = sample(spec, np.repeat(kept[:, None], spec.shape[-1], 1))[1][:, 0]
+    codes, scales = quantize(ops, cfg, [part], {part.name: ops.from_numpy(some)}, {})[part.name]
+    entries, left = kept_entries(part, chosen), part._replace(name="kept", shape=(int(chosen.sum()), part.shape[-1]))
+    if part.scheme == "fp16":
+        return left, QuantTensor(codes[entries].reshape(left.shape), None)
+    together = np.zeros(group_layout(left)[:2], np.int8)
+    together[real_entries(left)] = codes[entries]
+    return left, QuantTensor(together, np.resize(scales[kept_groups(part, entries)], (len(together), 1)))
+
+
 def predicted_bytes(ops, cfg, specs, arrays):
     """Bytes of the artifact that trained `arrays` would give now, from a sample of every large tensor: within about half a percent."""
     streams = stream_table(cfg, specs)
     lanes = lane_count(streams)
     bits = 8.0 * (PACK_HEADER_BYTES + len(streams) + 8 * lanes)
     for spec in specs:
+        if cfg.compress.engram_keep and spec.name == "engram.table":
+            part, tensor = pruned_sample(ops, cfg, spec, arrays[spec.name])
+            bits += map_bits(cfg)
+            wholes = pruned_counts(cfg, spec)
+            pairs = zip(stream_table(cfg, [part]), stream_symbols(cfg, [part], {part.name: tensor}))
+            for number, (stream, symbols) in enumerate(pairs):
+                bits += whole_bits(stream, symbols, lanes, wholes[number > 0 and spec.scheme != "fp16"])
+            continue
         part, array = sample(spec, arrays[spec.name])
         tensors = quantize(ops, cfg, [part], {part.name: ops.from_numpy(array)}, {})
         share = arrays[spec.name].size / array.size

@@ -24,7 +24,7 @@ def engram_specs(cfg):
         matrix_spec(cfg, "engram.key", cfg.model.model_dim, columns, columns**-0.5)._replace(adapt=""),
         # softplus(0.378) + 0.1 = 1: the clamp of skc.md EN03 starts the gate's slope at one.
         scalar_spec(cfg, "engram.gate_scale", (1,), 0.378),
-        scalar_spec(cfg, "engram.gate_bias", (1,), 0.0),
+        scalar_spec(cfg, "engram.gate_bias", (1,), cfg.engram.gate_bias_init),
     ]
 
 
@@ -57,9 +57,12 @@ def engram_rows(ops, cfg, tokens):
 
 
 def engram_layer(ops, p, cfg, x, tokens):
-    """What the memory adds to the stream x (B, T, C)."""
+    """What the memory adds to the stream x (B, T, C). A `p` that holds "idle" asks for the tables to get no gradient: a training step
+    between two that engram.write_every lets write."""
     rows, masks = engram_rows(ops, cfg, tokens)
     found = ops.take(p["engram.table"], rows)  # (B, T, N, R)
+    if cfg.engram.write_every > 1 and "idle" in p:
+        found = ops.stop_gradient(found)
     found = found * ops.reshape(ops.cast(masks, cfg.train.compute_dtype), (*masks.shape, 1))
     found = ops.rms_norm(ops.reshape(found, (found.shape[0], found.shape[1], -1)))
     key = ops.rms_norm(project(ops, p, cfg, "engram.key", found))

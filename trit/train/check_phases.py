@@ -48,6 +48,6 @@ def check_phases(config, world_size):
         raise ValueError(f"quant.noise={config.quant.noise} {reason}")
     if config.quant.noise and config.quant.matrix_scheme != "ternary":
         raise ValueError(f"quant.noise={config.quant.noise} needs ternary weights; set quant.matrix_scheme=ternary, or it to 0")
-    phased = train.seq_schedule or train.batch_schedule or train.recurrence_start
+    phased = train.seq_schedule or train.batch_schedule or train.recurrence_start or config.engram.write_every > 1
     if phased and train.compile and not train.warmup_steps:
         raise ValueError("train.warmup_steps=0 would compile every phase on the clock; set it to 1 or more, or train.compile=false")

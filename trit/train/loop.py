@@ -32,6 +32,8 @@ def warm_up(cfg, backend, seed):
             for rounded in [True, False] if cfg.quant.full_precision_fraction else [True]:
                 if has_moments(cfg):
                     backend.step(tokens[0], tokens[1], 1.0, rounded, False, Moment(phase.shallow, seed, 0, 0.0))()
+                    if cfg.engram.write_every > 1:
+                        backend.step(tokens[0], tokens[1], 1.0, rounded, False, Moment(phase.shallow, seed, 1, 0.0))()
                 else:
                     backend.step(tokens[0], tokens[1], 1.0, rounded, False)()
         return backend.restore(state)

@@ -96,18 +96,26 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
     held["state"] = optimizer_state(ops, specs, held["p"])
 
     # Pure, so that compiling them needs no hidden state. `beside` {name: array} has no gradient.
-    def objective(q, tokens, targets, beside):
-        return training_loss(ops, arch, cfg, {**q, **beside}, tokens, targets)
+    def differentiated(**known):
+        """Function to (loss, gradients of q) of a micro-batch; `known` holds in all its steps ("shallow", "idle")."""
 
-    def shallow_objective(q, tokens, targets, beside):
-        return training_loss(ops, arch, cfg, {**q, **beside, "shallow": True}, tokens, targets)
+        def objective(q, tokens, targets, beside):
+            return training_loss(ops, arch, cfg, {**q, **beside, **known}, tokens, targets)
+
+        function = mx.value_and_grad(objective)
+        return mx.compile(function) if cfg.train.compile else function
 
     def rounded_weights(whole, beside):
         return seen_weights(ops, cfg, specs, spread(specs, whole) | beside, True)
 
-    loss_gradients, shallow_gradients = mx.value_and_grad(objective), mx.value_and_grad(shallow_objective)
+    # By whether recurrent layers are visited once, and whether the engram's tables get no gradient.
+    loss_gradients = {
+        (False, False): differentiated(),
+        (True, False): differentiated(shallow=True),
+        (False, True): differentiated(idle=True),
+        (True, True): differentiated(shallow=True, idle=True),
+    }
     if cfg.train.compile:
-        loss_gradients, shallow_gradients = mx.compile(loss_gradients), mx.compile(shallow_gradients)
         rounded_weights = mx.compile(rounded_weights)
 
     def gradients_of(inputs, targets, rounded):
@@ -119,9 +127,10 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
         if cfg.train.drop_path:
             kept = kept_blocks(cfg, held["moment"], len(inputs), process.rank, process.world)
             micro = [{"keep": ops.cast(mx.array(part), cfg.train.compute_dtype)} for part in np.split(kept, parts, 1)]
-        early = cfg.train.recurrence_start and held["moment"].shallow
+        early = cfg.train.recurrence_start > 0 and held["moment"].shallow
+        idle = cfg.engram.write_every > 1 and held["moment"].step % cfg.engram.write_every > 0
         for tokens, wanted, beside in zip(np.split(inputs, parts), np.split(targets, parts), micro):
-            (_, loss), part = (shallow_gradients if early else loss_gradients)(q, mx.array(tokens), mx.array(wanted), beside)
+            (_, loss), part = loss_gradients[early, idle](q, mx.array(tokens), mx.array(wanted), beside)
             mean_loss = mean_loss + loss / parts
             part = {name: ops.cast(part[name], "float32") / parts for name in names}
             gradients = part if gradients is None else {name: gradients[name] + part[name] for name in names}
@@ -130,6 +139,8 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
         if cfg.quant.rate_penalty:
             part = mx.grad(lambda p: rate_price(ops, cfg, specs, p))(spread(specs, held["p"]))
             gradients = {name: gradients[name] + part[name] for name in names}
+            if idle:
+                gradients["engram.table"] = mx.zeros_like(gradients["engram.table"])
         if process.world > 1:
             flat = mx.concatenate([gradients[name].reshape(-1) for name in names] + [mean_loss.reshape(1)])
             flat = mx.distributed.all_sum(flat) / process.world

@@ -25,7 +25,7 @@ class Moment(NamedTuple):
 
 def has_moments(cfg):
     """Whether a step must know its `Moment`. Static: without it none is ever made."""
-    return cfg.train.recurrence_start > 0 or cfg.train.drop_path > 0 or cfg.quant.noise > 0
+    return cfg.train.recurrence_start > 0 or cfg.train.drop_path > 0 or cfg.quant.noise > 0 or cfg.engram.write_every > 1
 
 
 def has_phases(cfg):

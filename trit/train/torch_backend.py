@@ -235,16 +235,23 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
                     known["shallow"] = True
                 if cfg.train.drop_path:
                     known["keep"] = ops.cast(sent(np.ascontiguousarray(kept.pop()), process), cfg.train.compute_dtype)
+                if cfg.engram.write_every > 1 and held["moment"].step % cfg.engram.write_every:
+                    known["idle"] = True
                 objective, loss = loss_function(known, sent(tokens, process), sent(wanted, process))
             else:
                 objective, loss = loss_function(leaves, sent(tokens, process), sent(wanted, process))
-            part = torch.autograd.grad(objective / parts, list(leaves.values()))
+            if cfg.engram.write_every > 1:
+                part = torch.autograd.grad(objective / parts, list(leaves.values()), materialize_grads=True)
+            else:
+                part = torch.autograd.grad(objective / parts, list(leaves.values()))
             mean_loss = mean_loss + loss.detach() / parts
             gradients = part if gradients is None else [a.float() + b for a, b in zip(gradients, part)]
         if cfg.quant.rate_penalty:
             plain = {name: weight.detach().requires_grad_() for name, weight in spread(specs, held["p"]).items()}
             part = torch.autograd.grad(rate_price(ops, cfg, specs, plain), [plain[name] for name in leaves], allow_unused=True)
             gradients = [a if b is None else a + b for a, b in zip(gradients, part)]
+            if cfg.engram.write_every > 1 and held["moment"].step % cfg.engram.write_every:
+                gradients[list(leaves).index("engram.table")].zero_()
         return mean_loss, dict(zip(leaves, gradients))
 
     @torch.no_grad()
