@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from record_fixtures import text_shards
 
 from trit.data.shards import write_shard
 
@@ -19,3 +20,9 @@ def shard_folder(tmp_path):
     for split, count in (("train", 1200), ("val", 140)):
         write_shard(folder / f"tiny_{split}_000000.bin", np.concatenate([words[i] for i in generator.integers(0, 12, count)]))
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """A data folder of byte260 that a record can be built on."""
+    return text_shards(tmp_path_factory.mktemp("text"))

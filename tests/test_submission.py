@@ -8,68 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
+from record_fixtures import ROOT, TINY, run
 
 from trit.bundle.alone import run_alone
-from trit.data.prepare import prepare
 from trit.train.checkpoint import load_checkpoint
-
-ROOT = Path(__file__).resolve().parent.parent
-TINY = [
-    "model.vocab_size=260", "model.num_layers=3", "model.model_dim=32", "model.num_heads=2", "model.num_kv_heads=1", "model.embed_dim=16",
-    "model.yarn_max_len=64", "engram.engram_buckets=64", "engram.engram_row_dim=8", "model.xsa_layers=1", "model.partial_rope_dims=8",
-    "train.train_seq_len=32", "train.train_batch_tokens=256", "train.iterations=12", "train.log_every=4", "eval.eval_seq_len=32",
-    "eval.eval_stride=16", "compress.calibration_tokens=512", "compress.calibration_evals=3", "track.cap_bytes=100000",
-    "quant.bitnet_group_size=24", "compress.code_bytes_reserve=12000",
-]  # fmt: skip
-
-
-def run(script, *arguments):
-    """A top-level script in a process of its own, as a user would start it."""
-    return subprocess.run(
-        [sys.executable, script, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
-    )
-
-
-@pytest.fixture(scope="module")
-def text_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("text")
-    words = [
-        "the",
-        "quick",
-        "brown",
-        "fox",
-        "jumps",
-        "over",
-        "a",
-        "lazy",
-        "dog",
-        "and",
-        "naïve",
-        "people",
-        "count",
-        "each",
-        "byte",
-        "twice",
-        "in",
-        "the",
-        "night",
-    ]
-    generator = np.random.default_rng(0)
-    for split, count in (("train", 24), ("val", 3)):
-        lines = [json.dumps({"text": " ".join(generator.choice(words, 80))}) for _ in range(count)]
-        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def data(text_folder):
-    from trit.data.tokenizer import find_spec
-
-    splits = {split: str(text_folder / f"{split}.jsonl") for split in ("train", "val")}
-    prepare(splits, str(text_folder / "shards"), find_spec("byte260"), say=lambda *_: None)
-    return text_folder / "shards"
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 
 import trit.train.run
 from trit.config_load import load
@@ -39,7 +38,6 @@ def counting(backend):
 def run_job(folder):
     """Train, calibrate, pack, reload and score the settings of `folder`/job.json -> record."""
     job = json.loads((folder / "job.json").read_text())
-    torch.set_num_threads(job["threads"])
     if job["clock"] == "cpu":
         trit.train.run.wall_clock = lambda: time.process_time() / job["threads"]
     config, run, _ = load(job["preset"], environ={}, overrides=job["settings"])
