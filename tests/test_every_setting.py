@@ -35,6 +35,10 @@ CONTEXTS = {
     "engram.engram_orders": (1, ENGRAM),
     "engram.engram_row_dim": (16, ENGRAM),
     "engram.engram_layer": (1, ENGRAM),
+    "engram.gate_bias_init": (1.5, ENGRAM),
+    "engram.write_every": (2, ENGRAM),
+    "compress.engram_keep": ("0.3", {"engram_buckets": 512}),
+    "compress.engram_keep_norm_weight": (0.1, {"engram_buckets": 512, "engram_keep": "0.3"}),
     "quant.matrix_bits": (3, {"matrix_scheme": "int"}),
     "quant.ternary_scale": ("least_squares", {}),
     "quant.int_clip": (1.5, {"matrix_scheme": "int"}),
@@ -209,9 +213,10 @@ def test_the_rest_is_tested_where_it_says(key):
 PRESETS = sorted(path.stem for path in (ROOT / "configs").glob("*.toml") if path.stem != "tracks")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if "10x768" in name or "competition" in name else []) for name in PRESETS]
-)
+SMALL = ("demo", "hybrid", "koopman_ssm", "skc")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in SMALL else pytest.mark.slow) for name in PRESETS])
 def test_every_tensor_of_a_preset_learns_by_the_third_step(name):
     """The first moment of every tensor is non-zero; a short window stands for the preset's own."""
     small = ["train.train_batch_tokens=256", "train.train_seq_len=128", "train.grad_accum_steps=1", "train.compile=false"]
