@@ -85,6 +85,12 @@ class TrainConfig:
     batch_schedule: str = setting("", "tokens of an optimiser step first, likewise; then train_batch_tokens")
     recurrence_start: float = setting(0.0, "share of the clock from which arch.recurrent_layers recur in training; in evaluation always")
     drop_path: float = setting(0.0, "probability that a training window skips a block (stochastic depth)", env="STOCHASTIC_DEPTH_PROB")
+    carry: bool = setting(
+        False,
+        "each row of a batch goes on with its text of the step before, and recurrent mixers (k, s) with their state and convolution; "
+        "attention, engram, spectral blocks, capsules and feedback begin anew in every window",
+    )
+    carry_reset: float = setting(0.2, "probability that a row begins a step without what it carries, as evaluations begin")
     matrix_lr: float = setting(0.02, "Muon learning rate of the matrices")
     scalar_lr: float = setting(0.01, "Adam learning rate of gains, scales and biases")
     embed_lr: float = setting(0.01, "Adam learning rate of the tied embedding", env="TIED_EMBED_LR")

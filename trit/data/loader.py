@@ -103,6 +103,44 @@ class WindowLoader(TokenLoader):
         return made
 
 
+class StreamLoader(TokenLoader):
+    """A `TokenLoader` in which each row of a step goes on with the text of the same row a step before, for train.carry.
+
+    Every epoch cuts the windows, in order from one drawn at random, into as many runs as a step has rows; what is left over, fewer than
+    rows, comes in another epoch. `position` says it all, as ever.
+    """
+
+    def __init__(self, shards, seq_len, rows, seed, rank=0, world=1, position=0):
+        super().__init__(shards, seq_len, rows, seed, rank, world, position)
+        if self.ends[-1] < rows:
+            raise ValueError(
+                f"train.carry reads {rows} texts at once, but the training split holds {self.ends[-1]} windows of {seq_len} tokens; "
+                f"lower train.train_batch_tokens to at most {self.ends[-1] * seq_len}, or train.train_seq_len"
+            )
+
+    def places(self, position):
+        """(epoch, steps before this one in it, number of the window of each of this rank's rows) of step `position`."""
+        windows = int(self.ends[-1])
+        epoch, step = divmod(position, windows // self.rows)
+        first = int(np.random.default_rng([self.seed, epoch, 1]).integers(windows))
+        return epoch, step, (first + (self.first + np.arange(self.share)) * (windows // self.rows) + step) % windows
+
+    def batch(self, position):
+        """(inputs, targets), int32 (rows of this rank, seq_len), of step `position`."""
+        epoch, _, numbers = self.places(position)
+        generator = np.random.default_rng([self.seed, epoch])
+        offsets = [int(generator.integers(slack)) for slack in self.slack]
+        shards = np.searchsorted(self.ends, numbers, "right")
+        starts = [int(n - (self.ends[s - 1] if s else 0)) * self.seq_len + offsets[s] for n, s in zip(numbers, shards)]
+        block = np.stack([self.shards[s][start : start + self.seq_len + 1] for s, start in zip(shards, starts)]).astype(np.int32)
+        return np.ascontiguousarray(block[:, :-1]), np.ascontiguousarray(block[:, 1:])
+
+    def joined(self, position):
+        """For each of this rank's rows 1 where step `position` goes on with its text of the step before, else 0: float32 (rows,)."""
+        _, step, numbers = self.places(position)
+        return ((step > 0) & ~np.isin(numbers, [0, *self.ends])).astype(np.float32)
+
+
 def open_train_split(cfg, data_path):
     """(training parts, calibration part): two lists of token arrays; the second holds the split's last calibration_tokens."""
     parts, held, missing = [], [], cfg.compress.calibration_tokens
@@ -126,6 +164,8 @@ def open_loader(cfg, data_path, seed, rank=0, world=1, position=0):
     rows = cfg.train.train_batch_tokens // cfg.train.train_seq_len
     if cfg.train.batch_schedule:
         return WindowLoader(open_train_split(cfg, data_path)[0], cfg.train.train_seq_len, world, seed, rank, world, position)
+    if cfg.train.carry:
+        return StreamLoader(open_train_split(cfg, data_path)[0], cfg.train.train_seq_len, rows, seed, rank, world, position)
     return TokenLoader(open_train_split(cfg, data_path)[0], cfg.train.train_seq_len, rows, seed, rank, world, position)
 
 

@@ -181,6 +181,16 @@ def forward(ops, p, cfg, tokens):
     return x, {}
 
 
+def carry_shapes(cfg):
+    """[(K, S)] of what each visit of a recurrent mixer keeps of a text (trit/layers/carry.py), in the order of the visits."""
+    sizes = {}
+    if "k" in cfg.arch.layer_map:
+        sizes["k"] = cfg.arch.koopman_conv_kernel, cfg.arch.koopman_state_dim
+    if "s" in cfg.arch.layer_map:
+        sizes["s"] = cfg.arch.skc_conv_kernel, cfg.arch.skc_state_dim
+    return [sizes[mixer_of(cfg, i)] for i, _ in visits(cfg, {}) if mixer_of(cfg, i) in sizes]
+
+
 def readout(ops, p, cfg, x):
     """Any positions of the stream (B, T, C) -> logits (B, T, V) float32, each from its own position alone."""
     return token_logits(ops, p, cfg, x)

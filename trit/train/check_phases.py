@@ -48,6 +48,31 @@ def check_phases(config, world_size):
         raise ValueError(f"quant.noise={config.quant.noise} {reason}")
     if config.quant.noise and config.quant.matrix_scheme != "ternary":
         raise ValueError(f"quant.noise={config.quant.noise} needs ternary weights; set quant.matrix_scheme=ternary, or it to 0")
+    check_carry(config)
     phased = train.seq_schedule or train.batch_schedule or train.recurrence_start
     if phased and train.compile and not train.warmup_steps:
         raise ValueError("train.warmup_steps=0 would compile every phase on the clock; set it to 1 or more, or train.compile=false")
+
+
+def check_carry(config):
+    """ValueError where train.carry has nothing to carry, or rows of a step that do not go on with those of the step before."""
+    train, letters = config.train, getattr(config.arch, "layer_map", "")
+    if not 0 <= train.carry_reset < 1:
+        raise ValueError(f"train.carry_reset={train.carry_reset} must be at least 0 (never) and below 1 (always, which carries nothing)")
+    if not train.carry:
+        if train.carry_reset != type(train).carry_reset:
+            raise ValueError(f"train.carry_reset={train.carry_reset} does nothing while train.carry=False")
+        return
+    if not set(letters) & set("ks"):
+        reason = (
+            "has no mixer with a state in arch.layer_map; take model.name=koopman_ssm, or hybrid or skc with k or s, or set it to false"
+        )
+        raise ValueError(f"train.carry=True: model.name={config.model.name} {reason}")
+    for name, value in (("seq_schedule", train.seq_schedule), ("batch_schedule", train.batch_schedule)):
+        if value:
+            raise ValueError(f"train.carry=True needs the same rows in every step, which train.{name}={value!r} changes; leave it empty")
+    if train.recurrence_start:
+        reason = (
+            f"needs as many visits of a layer in every step, which train.recurrence_start={train.recurrence_start} changes; set it to 0"
+        )
+        raise ValueError(f"train.carry=True {reason}")
