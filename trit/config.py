@@ -87,8 +87,8 @@ class TrainConfig:
     drop_path: float = setting(0.0, "probability that a training window skips a block (stochastic depth)", env="STOCHASTIC_DEPTH_PROB")
     carry: bool = setting(
         False,
-        "each row of a batch goes on with its text of the step before, and recurrent mixers (k, s) with their state and convolution; "
-        "attention, engram, spectral blocks, capsules and feedback begin anew in every window",
+        "each row of a batch goes on with its text of the step before, and Koopman and SKC mixers and capsules with their state; "
+        "attention, engram and feedback begin anew in every window",
     )
     carry_reset: float = setting(0.2, "probability that a row begins a step without what it carries, as evaluations begin")
     matrix_lr: float = setting(0.02, "Muon learning rate of the matrices")

@@ -182,13 +182,19 @@ def forward(ops, p, cfg, tokens):
 
 
 def carry_shapes(cfg):
-    """[(K, S)] of what each visit of a recurrent mixer keeps of a text (trit/layers/carry.py), in the order of the visits."""
-    sizes = {}
+    """[(K, S)] of all that is kept of a text (trit/layers/carry.py), in the order in which `forward` meets it."""
+    sizes, found = {}, []
     if "k" in cfg.arch.layer_map:
-        sizes["k"] = cfg.arch.koopman_conv_kernel, cfg.arch.koopman_state_dim
+        sizes["k"] = [(cfg.arch.koopman_conv_kernel, cfg.arch.koopman_state_dim)]
     if "s" in cfg.arch.layer_map:
-        sizes["s"] = cfg.arch.skc_conv_kernel, cfg.arch.skc_state_dim
-    return [sizes[mixer_of(cfg, i)] for i, _ in visits(cfg, {}) if mixer_of(cfg, i) in sizes]
+        sizes["s"] = [(cfg.arch.skc_conv_kernel, cfg.arch.skc_state_dim)]
+        if cfg.arch.skc_mix_init:
+            sizes["s"].append((1, cfg.arch.skc_capsules * cfg.arch.skc_state_dim))
+    for place, (i, _) in enumerate(visits(cfg, {})):
+        if cfg.arch.capsules and i == cfg.model.num_layers // 2 and i not in [block for block, _ in visits(cfg, {})[:place]]:
+            found.append((1, cfg.arch.capsules * (cfg.arch.capsule_dim + 1)))
+        found += sizes.get(mixer_of(cfg, i), [])
+    return found
 
 
 def readout(ops, p, cfg, x):

@@ -1,23 +1,22 @@
-"""What a recurrent mixer keeps of a text from one training window to the next: its state, and the last inputs of its convolution.
+"""What a part of a model keeps of a text from one training window to the next: its state, and the last inputs of a convolution.
 
-A window that goes on with a text then equals the rest of one long window, as far as recurrences and convolutions reach (skc.md C3).
-Attention, the engram, the blocks of the spectral path, the capsule bank and the feedback have no such state: they begin anew in every
-window. Under "carry" `p` holds a list with one array (B, K, S) float32 for each visit of such a mixer, in order: row 0 the state, the
-others the inputs of the K - 1 tokens before the window. Every mixer takes its own from the front and puts what it leaves at the end.
-Rows of the batch are texts of their own: nothing here mixes them. Shapes: B batch, T time, K taps, S state channels.
+A window that goes on with a text then equals the rest of one long window, as far as these reach (skc.md C3): the states of Koopman and SKC
+mixers, of SKC's spectral path and of the capsule bank. Attention, the engram and the feedback keep nothing: they begin anew in every window.
+Under "carry" `p` holds a list of arrays (B, K, S) float32, one for each visit of such a part, in order: row 0 the state, the others the
+inputs of the K - 1 tokens before the window, if it has a convolution. Every part takes its own from the front and puts what it leaves at
+the end. Rows of the batch are texts of their own: nothing here mixes them. Shapes: B batch, T time, K taps, S state channels.
 """
 
 from trit.layers.conv import causal_conv, conv_reach
 
 
-def entering(ops, p, taps, x):
-    """What was carried into a window of inputs x (B, T, S) of a mixer with K taps: (B, K, S) float32. Zeros where nothing is carried, as
-    in every evaluation."""
-    return p["carry"].pop(0) if "carry" in p else ops.cast(ops.zeros((x.shape[0], taps, x.shape[2]), x), "float32")
+def entering(ops, p, shape, like):
+    """What was carried into a window, float32 of a shape (B, K, S). Zeros where nothing is carried, as in every evaluation."""
+    return p["carry"].pop(0) if "carry" in p else ops.cast(ops.zeros(shape, like), "float32")
 
 
 def leave(ops, p, states, inputs):
-    """Hand on the last of the states (B, T, S) and the K - 1 inputs (B, K - 1, S) or None of a mixer to the next window."""
+    """Hand on the last of the states (B, T, S) and the K - 1 inputs (B, K - 1, S), or None, to the next window."""
     if "carry" in p:
         last = states[:, states.shape[1] - 1 :]
         p["carry"].append(last if inputs is None else ops.concat([last, ops.cast(inputs, "float32")], 1))

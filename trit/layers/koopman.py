@@ -82,7 +82,7 @@ def koopman_layer(ops, p, cfg, name, x, tables):
     mixed = project(ops, p, cfg, name + ".in", x)
     state, gate, logits = mixed[..., :size], mixed[..., size : 2 * size], mixed[..., 2 * size :]
     if cfg.train.carry:
-        before, inputs = entering(ops, p, cfg.arch.koopman_conv_kernel, state), None
+        before, inputs = entering(ops, p, (x.shape[0], cfg.arch.koopman_conv_kernel, size), state), None
         if cfg.arch.koopman_conv_kernel > 1:
             reach = tables[3] if cfg.model.isolate_documents else None
             state, inputs = carried_conv(ops, cfg, state, p[name + ".conv"], before, reach)

@@ -71,7 +71,7 @@ def skc_layer(ops, p, cfg, name, x, tables):
     signal, gate, logits = mixed[..., :size], mixed[..., size : 2 * size], mixed[..., 2 * size :]
     local, losses = signal, {}
     if cfg.train.carry:
-        before, inputs = entering(ops, p, cfg.arch.skc_conv_kernel, signal), None
+        before, inputs = entering(ops, p, (x.shape[0], cfg.arch.skc_conv_kernel, size), signal), None
         if cfg.arch.skc_conv_kernel > 1:
             reach = tables[2] if cfg.model.isolate_documents else None
             local, inputs = carried_conv(ops, cfg, signal, p[name + ".conv"], before, reach)

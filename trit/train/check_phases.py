@@ -63,10 +63,8 @@ def check_carry(config):
         if train.carry_reset != type(train).carry_reset:
             raise ValueError(f"train.carry_reset={train.carry_reset} does nothing while train.carry=False")
         return
-    if not set(letters) & set("ks"):
-        reason = (
-            "has no mixer with a state in arch.layer_map; take model.name=koopman_ssm, or hybrid or skc with k or s, or set it to false"
-        )
+    if not set(letters) & set("ks") and not getattr(config.arch, "capsules", 0):
+        reason = "has no part with a state; take model.name=koopman_ssm, or hybrid or skc with k or s, or arch.capsules, or set it to false"
         raise ValueError(f"train.carry=True: model.name={config.model.name} {reason}")
     for name, value in (("seq_schedule", train.seq_schedule), ("batch_schedule", train.batch_schedule)):
         if value:
@@ -76,3 +74,10 @@ def check_carry(config):
             f"needs as many visits of a layer in every step, which train.recurrence_start={train.recurrence_start} changes; set it to 0"
         )
         raise ValueError(f"train.carry=True {reason}")
+    blocks = {"arch.capsule_block": config.arch.capsule_block if config.arch.capsules else 1}
+    if "s" in letters and config.arch.skc_mix_init:
+        blocks["arch.skc_block"] = config.arch.skc_block
+    for name, block in blocks.items():
+        if block < 1 or train.train_seq_len % block:
+            reason = f"carries whole blocks: {name}={block} must divide train.train_seq_len={train.train_seq_len}"
+            raise ValueError(f"train.carry=True {reason}")
