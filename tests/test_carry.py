@@ -299,50 +299,62 @@ def texts():
     return [np.arange(a, b, dtype=np.uint16) for a, b in ((0, 333), (333, 350), (350, 750))]
 
 
-def taken(count, rows=4, rank=0, world=1, position=0, seed=3):
-    """[(inputs, targets, joined)] of `count` steps."""
-    loader = StreamLoader(texts(), 16, rows, seed, rank, world, position)
+def taken(count, rows=4, rank=0, world=1, position=0, seed=3, run=0):
+    """[(inputs, targets, joined)] of `count` steps, and the loader."""
+    loader = StreamLoader(texts(), 16, rows, seed, rank, world, position, run)
     try:
-        return [(*loader.next_batch(), loader.joined(position + step)) for step in range(count)], loader
+        return [(*loader.next_batch(), loader.joined) for _ in range(count)], loader
     finally:
         loader.close()
 
 
-def test_rows_go_on_with_their_text():
-    """Tokens are places in the text: where a row is joined, its first token follows its last target, and almost all are joined."""
-    found, loader = taken(60)
-    windows = int(loader.ends[-1])
-    epoch = windows // 4
+@pytest.mark.parametrize("run,length", [(0, 10), (3, 3), (500, 10)])
+def test_rows_go_on_with_their_text(run, length):
+    """Tokens are places in the text: where a row is joined, its first token follows its last target, and nowhere else. 43 windows."""
+    found, loader = taken(120, run=run)
+    assert loader.run == length and int(loader.ends[-1]) == 43
     joined = np.stack([row for _, _, row in found])
     firsts, lasts = (np.stack([batch[0][:, place] for batch in found]).astype(int) for place in (0, -1))
     targets = np.stack([batch[1][:, -1] for batch in found])
-    assert np.array_equal(targets, lasts + 1)
+    assert np.array_equal(targets, lasts + 1) and joined.dtype == np.float32 and joined.shape == (120, 4)
     follows = np.concatenate([np.zeros((1, 4), bool), firsts[1:] == targets[:-1]])
-    assert np.array_equal(follows, joined > 0) and joined.dtype == np.float32
-    assert (joined[::epoch] == 0).all() and joined.mean() > 0.8
-    for begin in range(0, 60 // epoch * epoch, epoch):
-        starts = np.sort(firsts[begin : begin + epoch].ravel())
-        assert np.diff(starts).min() >= 16 and windows - len(starts) < 4, "an epoch takes no window twice and leaves few out"
-    assert len(set(firsts[:, 0])) > epoch, "another epoch reads other windows"
+    assert (follows >= joined).all() and (follows > joined).mean() < 0.05, "two runs may meet by chance"
+    assert abs(joined.mean() - (1 - 1 / length)) < 0.08
+    changes = [step for step in range(1, 120) if not joined[step].all()]
+    assert all(joined[step].any() for step in changes[:4]), "rows do not change at the same step"
+
+
+def test_an_epoch_takes_no_window_twice_and_leaves_few_out():
+    for run in (0, 3):
+        loader = StreamLoader(texts(), 16, 4, 3, run=run)
+        loader.close()
+        for epoch in range(3):
+            places = [loader.place(epoch, number, step) for number in range(43 // loader.run) for step in range(loader.run)]
+            assert len({number for number, _, _ in places}) == len(places) > 43 - loader.run
+            starts = sorted(int(loader.shards[shard][start]) for _, shard, start in places)
+            assert np.diff(starts).min() >= 16
+        assert loader.place(0, 0, 0) != loader.place(1, 0, 0)
+        runs = [divmod(turn * 4 + row, 43 // loader.run) for turn in range(9) for row in range(4)]
+        assert len(set(runs)) == 36, "every run goes to one row"
 
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_resumes_and_seeds(world):
-    whole, _ = taken(12)
-    parts = [taken(12, rank=rank, world=world)[0] for rank in range(world)]
+    whole, _ = taken(12, run=3)
+    parts = [taken(12, rank=rank, world=world, run=3)[0] for rank in range(world)]
     for step, batch in enumerate(whole):
         for part in range(3):
             assert np.array_equal(np.concatenate([rank[step][part] for rank in parts]), batch[part])
-    again, _ = taken(7, position=5)
+    again, _ = taken(7, position=5, run=3)
     assert all(np.array_equal(a, b) for x, y in zip(again, whole[5:], strict=True) for a, b in zip(x, y, strict=True))
-    assert not np.array_equal(taken(1, seed=4)[0][0][0], whole[0][0])
+    assert not np.array_equal(taken(1, seed=4, run=3)[0][0][0], whole[0][0])
 
 
 def test_settings_choose_the_loader(shard_folder):
     for extra, kind in (({}, TokenLoader), (CARRY, StreamLoader)):
         loader = open_loader(tiny_config("koopman_ssm", **extra), shard_folder, 1)
         loader.close()
-        assert type(loader) is kind
+        assert type(loader) is kind and getattr(loader, "run", 16) == 16
     with pytest.raises(ValueError, match="reads 64 texts at once, but the training split holds 43 windows of 16 tokens; .* at most 688"):
         taken(1, rows=64)
 
@@ -356,6 +368,8 @@ def test_settings_choose_the_loader(shard_folder):
     ("skc", {"skc_block": 64}, "carries whole blocks: arch.skc_block=64 must divide train.train_seq_len=32"),
     ("unet", {"capsules": 4, "capsule_block": 12}, "carries whole blocks: arch.capsule_block=12 must divide train.train_seq_len=32"),
     ("koopman_ssm", {"carry_reset": 1.0}, "train.carry_reset=1.0 must be at least 0"),
+    ("koopman_ssm", {"carry_windows": 1}, "train.carry_windows=1 must be 2 or more"),
+    ("koopman_ssm", {"carry": "false", "carry_windows": 3}, "train.carry_windows=3 does nothing while train.carry=False"),
     ("koopman_ssm", {"carry_reset": -0.1}, "train.carry_reset=-0.1 must be at least 0"),
     ("koopman_ssm", {"carry": "false", "carry_reset": 0.1}, "train.carry_reset=0.1 does nothing while train.carry=False"),
 ])  # fmt: skip

@@ -91,6 +91,9 @@ class TrainConfig:
         "attention, engram and feedback begin anew in every window",
     )
     carry_reset: float = setting(0.2, "probability that a row begins a step without what it carries, as evaluations begin")
+    carry_windows: int = setting(
+        16, "windows of one text that a row reads before it goes elsewhere; 0 is far, as many as share out an epoch over the rows"
+    )
     matrix_lr: float = setting(0.02, "Muon learning rate of the matrices")
     scalar_lr: float = setting(0.01, "Adam learning rate of gains, scales and biases")
     embed_lr: float = setting(0.01, "Adam learning rate of the tied embedding", env="TIED_EMBED_LR")

@@ -190,8 +190,10 @@ def carry_shapes(cfg):
         sizes["s"] = [(cfg.arch.skc_conv_kernel, cfg.arch.skc_state_dim)]
         if cfg.arch.skc_mix_init:
             sizes["s"].append((1, cfg.arch.skc_capsules * cfg.arch.skc_state_dim))
-    for place, (i, _) in enumerate(visits(cfg, {})):
-        if cfg.arch.capsules and i == cfg.model.num_layers // 2 and i not in [block for block, _ in visits(cfg, {})[:place]]:
+    capsules_due = cfg.arch.capsules > 0
+    for i, _ in visits(cfg, {}):
+        if capsules_due and i == cfg.model.num_layers // 2:
+            capsules_due = False
             found.append((1, cfg.arch.capsules * (cfg.arch.capsule_dim + 1)))
         found += sizes.get(mixer_of(cfg, i), [])
     return found

@@ -99,11 +99,13 @@ def capsule_layer(ops, p, cfg, x, tokens):
     source."""
     if cfg.train.carry:
         carried = entering(ops, p, (x.shape[0], 1, cfg.arch.capsules * (cfg.arch.capsule_dim + 1)), x)
-        x, tokens = ops.pad(x, ((0, 0), (cfg.arch.capsule_block, 1), (0, 0))), ops.pad(tokens, ((0, 0), (cfg.arch.capsule_block, 1)))
+        tokens = ops.pad(tokens, ((0, 0), (cfg.arch.capsule_block, 1)))
     batch, length = tokens.shape
     size, capsules, channels = cfg.arch.capsule_block, cfg.arch.capsules, cfg.arch.capsule_dim
     sources = (length - 1) // size  # complete blocks with a block after them
     values = ops.cast(project(ops, p, cfg, "capsules.read", x), "float32")
+    if cfg.train.carry:
+        values = ops.pad(values, ((0, 0), (size, 1), (0, 0)))
     values = ops.pad(values, ((0, 0), (0, (sources + 1) * size - length), (0, 0)))  # filled places are read, by no one, and never a source
     values = ops.reshape(values, (batch, sources + 1, size, channels))
     routing = softmax_last(ops, ops.linear(values, ops.cast(p["capsules.prototype"], "float32")) * channels**-0.5)
@@ -133,10 +135,10 @@ def capsule_layer(ops, p, cfg, x, tokens):
             totals = ops.reshape(decay_scan(ops, ops.reshape(decays, flat), ops.reshape(totals, flat)), totals.shape)
         states = ops.concat([states, totals[..., :channels] / (totals[..., channels:] + 1e-6)], 1)
     predicted = advanced(ops, p, cfg, "capsules", states, hadamard)
-    if (cfg.arch.capsule_predict_weight or cfg.arch.capsule_rollout_weight) and sources > 2 and cfg.train.carry:
+    if cfg.train.carry and (cfg.arch.capsule_predict_weight or cfg.arch.capsule_rollout_weight) and sources > 2:
         kept = unbroken[:, 1:] if cfg.model.isolate_documents else None
         losses = capsule_losses(ops, p, cfg, predicted[:, 1:-1], (sums / (masses + 1e-6))[:, 1:], hadamard, kept)
-    elif (cfg.arch.capsule_predict_weight or cfg.arch.capsule_rollout_weight) and sources > 1:
+    elif not cfg.train.carry and (cfg.arch.capsule_predict_weight or cfg.arch.capsule_rollout_weight) and sources > 1:
         losses = capsule_losses(ops, p, cfg, predicted[:, :-1], sums / (masses + 1e-6), hadamard, unbroken)
     told = ops.reshape(routing @ predicted, (batch, -1, channels))[:, :length]
     if cfg.model.isolate_documents:

@@ -59,9 +59,13 @@ def check_carry(config):
     train, letters = config.train, getattr(config.arch, "layer_map", "")
     if not 0 <= train.carry_reset < 1:
         raise ValueError(f"train.carry_reset={train.carry_reset} must be at least 0 (never) and below 1 (always, which carries nothing)")
+    if train.carry_windows < 0 or train.carry_windows == 1:
+        reason = "must be 2 or more (1 would carry nothing), or 0 for as many as an epoch gives"
+        raise ValueError(f"train.carry_windows={train.carry_windows} {reason}")
     if not train.carry:
-        if train.carry_reset != type(train).carry_reset:
-            raise ValueError(f"train.carry_reset={train.carry_reset} does nothing while train.carry=False")
+        for name in ("carry_reset", "carry_windows"):
+            if getattr(train, name) != getattr(type(train), name):
+                raise ValueError(f"train.{name}={getattr(train, name)} does nothing while train.carry=False")
         return
     if not set(letters) & set("ks") and not getattr(config.arch, "capsules", 0):
         reason = "has no part with a state; take model.name=koopman_ssm, or hybrid or skc with k or s, or arch.capsules, or set it to false"

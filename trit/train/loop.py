@@ -109,7 +109,9 @@ def train(cfg, backend, loader, log, save, step, seconds, clock):
             rounded = progress >= cfg.quant.full_precision_fraction
             averaging = progress >= cfg.train.ema_start_fraction
             if has_moments(cfg):
-                moment = Moment(phase.shallow, loader.seed, step, progress, loader.joined(step) if cfg.train.carry else None)
+                moment = Moment(phase.shallow, loader.seed, step, progress)
+                if cfg.train.carry:
+                    moment = moment._replace(joined=loader.joined)
                 wait = backend.step(inputs, targets, learning_rate_factor(cfg, progress), rounded, averaging, moment)
             else:
                 wait = backend.step(inputs, targets, learning_rate_factor(cfg, progress), rounded, averaging)
