@@ -182,7 +182,7 @@ def forward(ops, p, cfg, tokens):
 
 
 def carry_shapes(cfg):
-    """[(K, S)] of all that is kept of a text (trit/layers/carry.py), in the order in which `forward` meets it."""
+    """[(K, S)] of all that is kept of a text (trit/layers/scan.py), in the order in which `forward` meets it."""
     sizes, found = {}, []
     if "k" in cfg.arch.layer_map:
         sizes["k"] = [(cfg.arch.koopman_conv_kernel, cfg.arch.koopman_state_dim)]

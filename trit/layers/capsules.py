@@ -8,13 +8,12 @@ its own contribution is. Shapes: B batch, T time, K blocks, F places in a block,
 
 from dataclasses import dataclass
 
-from trit.layers.carry import entering, leave
 from trit.layers.document import document_blocks
 from trit.layers.functions import hyperbolic_tangent, softmax_last
 from trit.layers.hadamard import hadamard_matrix
 from trit.layers.linear import normed_project, normed_projection_specs, project
 from trit.layers.operator import OperatorConfig, advanced
-from trit.layers.scan import block_horizon_logits, decay_scan, state_share
+from trit.layers.scan import block_horizon_logits, decay_scan, entering, leave, state_share
 from trit.params import matrix_spec, scalar_spec, table_spec
 from trit.setting import check_values, setting
 

@@ -7,11 +7,10 @@ Shapes: B batch, T time, C model width, S state channels, R rank.
 from dataclasses import dataclass
 
 from trit.data.token_ids import BOS_ID
-from trit.layers.carry import carried_conv, carried_reach, entering, leave
-from trit.layers.conv import causal_conv, conv_reach, conv_specs
+from trit.layers.conv import carried_conv, carried_reach, causal_conv, conv_reach, conv_specs
 from trit.layers.hadamard import hadamard_matrix
 from trit.layers.linear import normed_project, normed_projection_specs, project
-from trit.layers.scan import SHARE_MARGIN, decay_scan, state_share, token_horizon_logits
+from trit.layers.scan import SHARE_MARGIN, decay_scan, entering, leave, state_share, token_horizon_logits
 from trit.params import matrix_spec, scalar_spec, table_spec
 from trit.setting import setting
 

@@ -7,10 +7,9 @@ Shapes: B batch, T time, C model width, S state channels.
 from dataclasses import dataclass
 
 from trit.data.token_ids import BOS_ID
-from trit.layers.carry import carried_conv, carried_reach, entering, leave
-from trit.layers.conv import causal_conv, conv_reach, conv_specs
+from trit.layers.conv import carried_conv, carried_reach, causal_conv, conv_reach, conv_specs
 from trit.layers.linear import normed_project, normed_projection_specs, project
-from trit.layers.scan import decay_scan, state_share, token_horizon_logits
+from trit.layers.scan import decay_scan, entering, leave, state_share, token_horizon_logits
 from trit.layers.spectral import SpectralConfig, check_spectral, spectral_path, spectral_specs, spectral_tables
 from trit.params import matrix_spec, scalar_spec
 from trit.setting import setting

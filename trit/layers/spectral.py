@@ -9,12 +9,11 @@ import math
 from dataclasses import dataclass
 
 from trit.data.token_ids import BOS_ID
-from trit.layers.carry import entering, leave
 from trit.layers.document import document_blocks
 from trit.layers.functions import softmax_last
 from trit.layers.hadamard import hadamard_matrix
 from trit.layers.operator import advanced
-from trit.layers.scan import block_horizon_logits, decay_scan, state_share
+from trit.layers.scan import block_horizon_logits, decay_scan, entering, leave, state_share
 from trit.params import scalar_spec, table_spec
 from trit.setting import check_values, setting
 

@@ -1,6 +1,6 @@
 """What the rows of a batch carry from one training step to the next (train.carry): where it begins, whose it is, when it is forgotten.
 
-All ranks' states are {"carry/<number>": float32 (rows, K, S)}, one for each visit of a part that keeps a state (trit/layers/carry.py);
+All ranks' states are {"carry/<number>": float32 (rows, K, S)}, one for each visit of a part that keeps a state (trit/layers/scan.py);
 rows are those of the whole step, rank after rank and micro-batch after micro-batch.
 """
 

@@ -28,7 +28,7 @@ def summed_loss(ops, arch, cfg, q, stream, targets):
 def training_loss(ops, arch, cfg, q, tokens, targets):
     """(objective, cross-entropy), scalars in nats a token, of seen weights `q` on int arrays (B, T). Beside weights `q` may hold what
     holds for this step alone, as the forward knows it ("shallow": recurrent layers are visited once; "keep": what the updates of blocks are
-    multiplied with). With train.carry it holds under "carry" what the windows before left (trit/layers/carry.py), and what these leave
+    multiplied with). With train.carry it holds under "carry" what the windows before left (trit/layers/scan.py), and what these leave
     is returned third, without gradient.
 
     The objective adds the architecture's auxiliary losses. With train.loss_chunk_tokens no more logits than that exist at once, neither
