@@ -88,6 +88,15 @@ class TrainConfig:
     batch_schedule: str = setting("", "tokens of an optimiser step first, likewise; then train_batch_tokens")
     recurrence_start: float = setting(0.0, "share of the clock from which arch.recurrent_layers recur in training; in evaluation always")
     drop_path: float = setting(0.0, "probability that a training window skips a block (stochastic depth)", env="STOCHASTIC_DEPTH_PROB")
+    carry: bool = setting(
+        False,
+        "each row of a batch goes on with its text of the step before, and Koopman and SKC mixers and capsules with their state; "
+        "attention, engram and feedback begin anew in every window",
+    )
+    carry_reset: float = setting(0.2, "probability that a row begins a step without what it carries, as evaluations begin")
+    carry_windows: int = setting(
+        16, "windows of one text that a row reads before it goes elsewhere; 0 is far, as many as share out an epoch over the rows"
+    )
     matrix_lr: float = setting(0.02, "Muon learning rate of the matrices")
     scalar_lr: float = setting(0.01, "Adam learning rate of gains, scales and biases")
     embed_lr: float = setting(0.01, "Adam learning rate of the tied embedding", env="TIED_EMBED_LR")

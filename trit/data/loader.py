@@ -103,6 +103,52 @@ class WindowLoader(TokenLoader):
         return made
 
 
+class StreamLoader(TokenLoader):
+    """A `TokenLoader` in which each row of a step goes on with the text of the same row a step before, for train.carry.
+
+    A row reads `run` windows one after another (0: as many as share out an epoch), then another run, in an order drawn for each epoch:
+    places far apart stay mixed. Rows do not change runs at the same step. The windows that make no run, fewer than one, come in another
+    epoch. `position` says it all, as ever. `joined` (float32, of this rank's rows) says of the batch that was taken last which rows go on
+    with their text of the one before: 1, else 0.
+    """
+
+    def __init__(self, shards, seq_len, rows, seed, rank=0, world=1, position=0, run=0):
+        super().__init__(shards, seq_len, rows, seed, rank, world, position)
+        self.windows, self.plans, self.joined = int(self.ends[-1]), {}, None
+        if self.windows < rows:
+            raise ValueError(
+                f"train.carry reads {rows} texts at once, but the training split holds {self.windows} windows of {seq_len} tokens; "
+                f"lower train.train_batch_tokens to at most {self.windows * seq_len}, or train.train_seq_len"
+            )
+        self.run = min(run or self.windows, self.windows // rows)
+
+    def place(self, epoch, run, step):
+        """(number of the window that is number `step` of an epoch's run, its shard, where it begins there)."""
+        if epoch not in self.plans:
+            generator = np.random.default_rng([self.seed, epoch, 3])
+            offsets = [int(generator.integers(slack)) for slack in self.slack]
+            self.plans[epoch] = offsets, int(generator.integers(self.windows)), generator.permutation(self.windows // self.run)
+        offsets, first, order = self.plans[epoch]
+        number = int(first + order[run] * self.run + step) % self.windows
+        shard = int(np.searchsorted(self.ends, number, "right"))
+        return number, shard, int(number - (self.ends[shard - 1] if shard else 0)) * self.seq_len + offsets[shard]
+
+    def batch(self, position):
+        """(inputs, targets), int32 (rows of this rank, seq_len), of step `position`, and what `joined` says of it."""
+        block, joined = [], []
+        for row in range(self.first, self.first + self.share):
+            turn, step = divmod(position + row * self.run // self.rows, self.run)
+            number, shard, start = self.place(*divmod(turn * self.rows + row, self.windows // self.run), step)
+            block.append(self.shards[shard][start : start + self.seq_len + 1])
+            joined.append(position > 0 and step > 0 and number not in (0, *self.ends))
+        block = np.stack(block).astype(np.int32)
+        return np.ascontiguousarray(block[:, :-1]), np.ascontiguousarray(block[:, 1:]), np.array(joined, np.float32)
+
+    def next_batch(self):
+        inputs, targets, self.joined = super().next_batch()
+        return inputs, targets
+
+
 def open_train_split(cfg, data_path):
     """(training parts, calibration part): two lists of token arrays; the second holds the split's last calibration_tokens."""
     parts, held, missing = [], [], cfg.compress.calibration_tokens
@@ -126,6 +172,9 @@ def open_loader(cfg, data_path, seed, rank=0, world=1, position=0):
     rows = cfg.train.train_batch_tokens // cfg.train.train_seq_len
     if cfg.train.batch_schedule:
         return WindowLoader(open_train_split(cfg, data_path)[0], cfg.train.train_seq_len, world, seed, rank, world, position)
+    if cfg.train.carry:
+        parts, run = open_train_split(cfg, data_path)[0], cfg.train.carry_windows
+        return StreamLoader(parts, cfg.train.train_seq_len, rows, seed, rank, world, position, run)
     return TokenLoader(open_train_split(cfg, data_path)[0], cfg.train.train_seq_len, rows, seed, rank, world, position)
 
 

@@ -181,6 +181,24 @@ def forward(ops, p, cfg, tokens):
     return x, {}
 
 
+def carry_shapes(cfg):
+    """[(K, S)] of all that is kept of a text (trit/layers/scan.py), in the order in which `forward` meets it."""
+    sizes, found = {}, []
+    if "k" in cfg.arch.layer_map:
+        sizes["k"] = [(cfg.arch.koopman_conv_kernel, cfg.arch.koopman_state_dim)]
+    if "s" in cfg.arch.layer_map:
+        sizes["s"] = [(cfg.arch.skc_conv_kernel, cfg.arch.skc_state_dim)]
+        if cfg.arch.skc_mix_init:
+            sizes["s"].append((1, cfg.arch.skc_capsules * cfg.arch.skc_state_dim))
+    capsules_due = cfg.arch.capsules > 0
+    for i, _ in visits(cfg, {}):
+        if capsules_due and i == cfg.model.num_layers // 2:
+            capsules_due = False
+            found.append((1, cfg.arch.capsules * (cfg.arch.capsule_dim + 1)))
+        found += sizes.get(mixer_of(cfg, i), [])
+    return found
+
+
 def readout(ops, p, cfg, x):
     """Any positions of the stream (B, T, C) -> logits (B, T, V) float32, each from its own position alone."""
     return token_logits(ops, p, cfg, x)

@@ -13,7 +13,7 @@ from trit.layers.functions import hyperbolic_tangent, softmax_last
 from trit.layers.hadamard import hadamard_matrix
 from trit.layers.linear import normed_project, normed_projection_specs, project
 from trit.layers.operator import OperatorConfig, advanced
-from trit.layers.scan import block_horizon_logits, decay_scan, state_share
+from trit.layers.scan import block_horizon_logits, decay_scan, entering, leave, state_share
 from trit.params import matrix_spec, scalar_spec, table_spec
 from trit.setting import check_values, setting
 
@@ -93,11 +93,18 @@ def capsule_losses(ops, p, cfg, predicted, came, hadamard, unbroken):
 
 
 def capsule_layer(ops, p, cfg, x, tokens):
-    """Normalised stream x (B, T, D) of tokens (B, T) -> (what the bank adds to the stream (B, T, D), {name: auxiliary loss})."""
+    """Normalised stream x (B, T, D) of tokens (B, T) -> (what the bank adds to the stream (B, T, D), {name: auxiliary loss}). With
+    train.carry a block before the window stands for all of the text that came before, and one token behind it makes its last block a
+    source."""
+    if cfg.train.carry:
+        carried = entering(ops, p, (x.shape[0], 1, cfg.arch.capsules * (cfg.arch.capsule_dim + 1)), x)
+        tokens = ops.pad(tokens, ((0, 0), (cfg.arch.capsule_block, 1)))
     batch, length = tokens.shape
     size, capsules, channels = cfg.arch.capsule_block, cfg.arch.capsules, cfg.arch.capsule_dim
     sources = (length - 1) // size  # complete blocks with a block after them
     values = ops.cast(project(ops, p, cfg, "capsules.read", x), "float32")
+    if cfg.train.carry:
+        values = ops.pad(values, ((0, 0), (size, 1), (0, 0)))
     values = ops.pad(values, ((0, 0), (0, (sources + 1) * size - length), (0, 0)))  # filled places are read, by no one, and never a source
     values = ops.reshape(values, (batch, sources + 1, size, channels))
     routing = softmax_last(ops, ops.linear(values, ops.cast(p["capsules.prototype"], "float32")) * channels**-0.5)
@@ -119,14 +126,24 @@ def capsule_layer(ops, p, cfg, x, tokens):
         if cfg.model.isolate_documents:
             decays = decays * unbroken
         flat = (batch, sources, capsules * (channels + 1))
-        totals = ops.reshape(decay_scan(ops, ops.reshape(decays, flat), ops.reshape(totals, flat)), totals.shape)
+        if cfg.train.carry:
+            moved = decay_scan(ops, ops.reshape(decays, flat), ops.concat([carried, ops.reshape(totals, flat)[:, 1:]], 1))
+            leave(ops, p, moved, None)
+            totals = ops.reshape(moved, totals.shape)
+        else:
+            totals = ops.reshape(decay_scan(ops, ops.reshape(decays, flat), ops.reshape(totals, flat)), totals.shape)
         states = ops.concat([states, totals[..., :channels] / (totals[..., channels:] + 1e-6)], 1)
     predicted = advanced(ops, p, cfg, "capsules", states, hadamard)
-    if (cfg.arch.capsule_predict_weight or cfg.arch.capsule_rollout_weight) and sources > 1:
+    if cfg.train.carry and (cfg.arch.capsule_predict_weight or cfg.arch.capsule_rollout_weight) and sources > 2:
+        kept = unbroken[:, 1:] if cfg.model.isolate_documents else None
+        losses = capsule_losses(ops, p, cfg, predicted[:, 1:-1], (sums / (masses + 1e-6))[:, 1:], hadamard, kept)
+    elif not cfg.train.carry and (cfg.arch.capsule_predict_weight or cfg.arch.capsule_rollout_weight) and sources > 1:
         losses = capsule_losses(ops, p, cfg, predicted[:, :-1], sums / (masses + 1e-6), hadamard, unbroken)
     told = ops.reshape(routing @ predicted, (batch, -1, channels))[:, :length]
     if cfg.model.isolate_documents:
         told = ops.where(fresh, ops.zeros((), told), told)
+    if cfg.train.carry:
+        told = told[:, size:-1]
     return hyperbolic_tangent(ops, p["capsules.gate"]) * normed_project(
         ops, p, cfg, "capsules.write", ops.cast(told, cfg.train.compute_dtype)
     ), losses

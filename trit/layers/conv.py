@@ -27,3 +27,22 @@ def causal_conv(ops, x, weights, reach):
             past = ops.where(reach >= lag, past, ops.zeros((), past))
         y = y + past * weights[taps - 1 - lag]
     return y
+
+
+def carried_reach(ops, tokens, taps):
+    """`conv_reach` of the K - 1 places before a window of tokens (B, T) and of the window: (B, K - 1 + T, 1). Where no document begins,
+    the one before the window goes on; what does not belong to it was not carried."""
+    return conv_reach(ops, ops.pad(tokens, ((0, 0), (taps - 1, 0))))
+
+
+def carried_conv(ops, cfg, x, weights, before, reach):
+    """`causal_conv` of x (B, T, S) that goes on from the inputs in `before` (B, K, S) -> ((B, T, S), the inputs to carry on (B, K - 1, S)).
+    `reach` is that of `carried_reach` or None."""
+    past = weights.shape[0] - 1
+    x = ops.concat([ops.cast(before[:, 1:], cfg.train.compute_dtype), x], 1)
+    inputs = x[:, x.shape[1] - past :]
+    if reach is not None:
+        # The next window begins `lags` behind these: what the document that ends this one does not hold, it must not see.
+        lags = ops.reshape(past - 1 - ops.arange(past, x), (1, past, 1))
+        inputs = ops.where(reach[:, reach.shape[1] - 1 :] >= lags, inputs, ops.zeros((), inputs))
+    return causal_conv(ops, x, weights, reach)[:, past:], inputs

@@ -7,10 +7,10 @@ Shapes: B batch, T time, C model width, S state channels, R rank.
 from dataclasses import dataclass
 
 from trit.data.token_ids import BOS_ID
-from trit.layers.conv import causal_conv, conv_reach, conv_specs
+from trit.layers.conv import carried_conv, carried_reach, causal_conv, conv_reach, conv_specs
 from trit.layers.hadamard import hadamard_matrix
 from trit.layers.linear import normed_project, normed_projection_specs, project
-from trit.layers.scan import SHARE_MARGIN, decay_scan, state_share, token_horizon_logits
+from trit.layers.scan import SHARE_MARGIN, decay_scan, entering, leave, state_share, token_horizon_logits
 from trit.params import matrix_spec, scalar_spec, table_spec
 from trit.setting import setting
 
@@ -61,14 +61,16 @@ def koopman_specs(cfg, name):
 def koopman_tables(ops, cfg, tokens):
     """What all mixers of a forward of tokens (B, T) share: the logits (S,) float32 at which each channel replaces its state at the start,
     the Hadamard matrix (S, S) or None, and with isolate_documents what tells documents apart: 0 at a BOS and 1 elsewhere (B, T, 1),
-    and the reach (B, T, 1) of the convolution."""
+    and the reach (B, T, 1) of the convolution, with train.carry also that of the K - 1 places before it."""
     size, tables = cfg.arch.koopman_state_dim, []
     tables.append(token_horizon_logits(ops, size, cfg.arch.koopman_horizon, tokens))
     if cfg.arch.koopman_hadamard:
         tables.append(ops.cast(hadamard_matrix(ops, size, tables[0]), cfg.train.compute_dtype))
     else:
         tables.append(None)
-    if cfg.model.isolate_documents:
+    if cfg.model.isolate_documents and cfg.train.carry:
+        tables += [ops.cast(tokens != BOS_ID, "float32")[:, :, None], carried_reach(ops, tokens, cfg.arch.koopman_conv_kernel)]
+    elif cfg.model.isolate_documents:
         tables += [ops.cast(tokens != BOS_ID, "float32")[:, :, None], conv_reach(ops, tokens)]
     return tables
 
@@ -78,7 +80,12 @@ def koopman_layer(ops, p, cfg, name, x, tables):
     size = cfg.arch.koopman_state_dim
     mixed = project(ops, p, cfg, name + ".in", x)
     state, gate, logits = mixed[..., :size], mixed[..., size : 2 * size], mixed[..., 2 * size :]
-    if cfg.arch.koopman_conv_kernel > 1:
+    if cfg.train.carry:
+        before, inputs = entering(ops, p, (x.shape[0], cfg.arch.koopman_conv_kernel, size), state), None
+        if cfg.arch.koopman_conv_kernel > 1:
+            reach = tables[3] if cfg.model.isolate_documents else None
+            state, inputs = carried_conv(ops, cfg, state, p[name + ".conv"], before, reach)
+    elif cfg.arch.koopman_conv_kernel > 1:
         state = causal_conv(ops, state, p[name + ".conv"], tables[3] if cfg.model.isolate_documents else None)
     if cfg.arch.koopman_hadamard:
         state = ops.linear(state, tables[1])
@@ -86,7 +93,12 @@ def koopman_layer(ops, p, cfg, name, x, tables):
     decays = 1.0 - share
     if cfg.model.isolate_documents:
         decays = decays * tables[2]  # the state is forgotten, the token's share of it is not changed by what stood before
-    state = ops.cast(decay_scan(ops, decays, share * ops.sigmoid(gate) * state), cfg.train.compute_dtype)
+    if cfg.train.carry:
+        states = decay_scan(ops, decays, share * ops.sigmoid(gate) * state, before[:, 0])
+        leave(ops, p, states, inputs)
+        state = ops.cast(states, cfg.train.compute_dtype)
+    else:
+        state = ops.cast(decay_scan(ops, decays, share * ops.sigmoid(gate) * state), cfg.train.compute_dtype)
     if cfg.arch.koopman_rank:
         state = state + ops.linear(ops.linear(state, p[name + ".couple_in"]), p[name + ".couple_out"])
     if cfg.arch.koopman_hadamard:

@@ -7,9 +7,9 @@ Shapes: B batch, T time, C model width, S state channels.
 from dataclasses import dataclass
 
 from trit.data.token_ids import BOS_ID
-from trit.layers.conv import causal_conv, conv_reach, conv_specs
+from trit.layers.conv import carried_conv, carried_reach, causal_conv, conv_reach, conv_specs
 from trit.layers.linear import normed_project, normed_projection_specs, project
-from trit.layers.scan import decay_scan, state_share, token_horizon_logits
+from trit.layers.scan import decay_scan, entering, leave, state_share, token_horizon_logits
 from trit.layers.spectral import SpectralConfig, check_spectral, spectral_path, spectral_specs, spectral_tables
 from trit.params import matrix_spec, scalar_spec
 from trit.setting import setting
@@ -49,11 +49,14 @@ def skc_specs(cfg, name):
 
 def skc_tables(ops, cfg, tokens):
     """What all mixers of a forward of tokens (B, T) share: the logits (S,) at which each channel replaces its state at the start, with
-    isolate_documents 0 at a BOS and 1 elsewhere (B, T, 1) and the reach (B, T, 1) of the convolution, then the tables of the spectral path."""
+    isolate_documents 0 at a BOS and 1 elsewhere (B, T, 1) and the reach (B, T, 1) of the convolution (with train.carry also of the K - 1
+    places before it), then the tables of the spectral path."""
     size, tables = cfg.arch.skc_state_dim, []
     # Local horizons are log-spaced from 2 tokens to 4 blocks: the spectral path remembers what lies further back.
     tables.append(token_horizon_logits(ops, size, 4.0 * cfg.arch.skc_block, tokens))
-    if cfg.model.isolate_documents:
+    if cfg.model.isolate_documents and cfg.train.carry:
+        tables += [ops.cast(tokens != BOS_ID, "float32")[:, :, None], carried_reach(ops, tokens, cfg.arch.skc_conv_kernel)]
+    elif cfg.model.isolate_documents:
         tables += [ops.cast(tokens != BOS_ID, "float32")[:, :, None], conv_reach(ops, tokens)]
     if cfg.arch.skc_mix_init:
         tables.append(spectral_tables(ops, cfg, tokens, size))
@@ -66,13 +69,22 @@ def skc_layer(ops, p, cfg, name, x, tables):
     mixed = project(ops, p, cfg, name + ".in", x)
     signal, gate, logits = mixed[..., :size], mixed[..., size : 2 * size], mixed[..., 2 * size :]
     local, losses = signal, {}
-    if cfg.arch.skc_conv_kernel > 1:
+    if cfg.train.carry:
+        before, inputs = entering(ops, p, (x.shape[0], cfg.arch.skc_conv_kernel, size), signal), None
+        if cfg.arch.skc_conv_kernel > 1:
+            reach = tables[2] if cfg.model.isolate_documents else None
+            local, inputs = carried_conv(ops, cfg, signal, p[name + ".conv"], before, reach)
+    elif cfg.arch.skc_conv_kernel > 1:
         local = causal_conv(ops, signal, p[name + ".conv"], tables[2] if cfg.model.isolate_documents else None)
     share = state_share(ops, ops.cast(logits, "float32") + p[name + ".rate"] + tables[0])
     decays = 1.0 - share
     if cfg.model.isolate_documents:
         decays = decays * tables[1]
-    state = decay_scan(ops, decays, share * ops.sigmoid(gate) * local)
+    if cfg.train.carry:
+        state = decay_scan(ops, decays, share * ops.sigmoid(gate) * local, before[:, 0])
+        leave(ops, p, state, inputs)
+    else:
+        state = decay_scan(ops, decays, share * ops.sigmoid(gate) * local)
     if cfg.arch.skc_mix_init:
         told, losses = spectral_path(ops, p, cfg, name, signal, tables[-1])
         state = state + ops.cast(p[name + ".mix"], "float32") * told

@@ -13,7 +13,7 @@ from trit.layers.document import document_blocks
 from trit.layers.functions import softmax_last
 from trit.layers.hadamard import hadamard_matrix
 from trit.layers.operator import advanced
-from trit.layers.scan import block_horizon_logits, decay_scan, state_share
+from trit.layers.scan import block_horizon_logits, decay_scan, entering, leave, state_share
 from trit.params import scalar_spec, table_spec
 from trit.setting import check_values, setting
 
@@ -71,8 +71,11 @@ def sequency_order(size):
 def spectral_tables(ops, cfg, tokens, channels):
     """What all spectral paths of a forward of tokens (B, T) share: the Walsh matrix (F, F) in order of sequency, the Hadamard matrix (C, C),
     and with isolate_documents two weights (B, K, 1) of every block, of the state before it and of its own capsules, and the mask (B, T, 1)
-    of the tokens that see no earlier block, because their document starts in their own."""
+    of the tokens that see no earlier block, because their document starts in their own. With train.carry all of it for the tokens as
+    `spectral_path` reads them then: after a block that stands for all before the window, and with one behind them."""
     size = cfg.arch.skc_block
+    if cfg.train.carry:
+        tokens = ops.pad(tokens, ((0, 0), (size, 1)))
     like = ops.arange(1, tokens)
     order = ops.cast(ops.constant(sequency_order(size), like), "int32")
     tables = [ops.take(hadamard_matrix(ops, size, like), order), hadamard_matrix(ops, channels, like)]
@@ -130,7 +133,14 @@ def spectral_losses(ops, p, cfg, name, predicted, capsules, spectra, tables):
 
 
 def spectral_path(ops, p, cfg, name, x, tables):
-    """x (B, T, C) -> (what the blocks before each token's foretell (B, T, C) float32, {name: auxiliary loss})."""
+    """x (B, T, C) -> (what the blocks before each token's foretell (B, T, C) float32, {name: auxiliary loss}).
+
+    With train.carry a block before the window stands for all of the text that came before: its state is what was carried. One token
+    behind the window makes its last block a source too, whose state is what is left.
+    """
+    if cfg.train.carry:
+        carried = entering(ops, p, (x.shape[0], 1, cfg.arch.skc_capsules * x.shape[2]), x)
+        x = ops.pad(x, ((0, 0), (cfg.arch.skc_block, 1), (0, 0)))
     batch, length, channels = x.shape
     size, capsules = cfg.arch.skc_block, cfg.arch.skc_capsules
     walsh, hadamard = tables[:2]
@@ -149,7 +159,12 @@ def spectral_path(ops, p, cfg, name, x, tables):
         decays = 1.0 - share + ops.zeros(inputs.shape, inputs)
         if cfg.model.isolate_documents:
             decays, inputs = decays * tables[2], inputs * tables[3]
-        moved = ops.reshape(decay_scan(ops, decays, inputs), found.shape)
+        if cfg.train.carry:
+            moved = decay_scan(ops, decays, ops.concat([carried, inputs[:, 1:]], 1))
+            leave(ops, p, moved, None)
+            moved = ops.reshape(moved, found.shape)
+        else:
+            moved = ops.reshape(decay_scan(ops, decays, inputs), found.shape)
         states = ops.concat([states, first + moved], 1)
     predicted = advanced(ops, p, cfg, name, states, hadamard)
     # Back to places: the transform is its own inverse up to the order of its rows.
@@ -159,5 +174,10 @@ def spectral_path(ops, p, cfg, name, x, tables):
     if sources:
         if cfg.model.isolate_documents:
             told = ops.where(tables[4], ops.concat([told[:, :size]] * (sources + 1), 1)[:, :length], told)
+        if cfg.train.carry:
+            predicted, found, spectra = predicted[:, 1:], found[:, 1:], spectra[:, 1:]
+            tables = tables[:2] + [each[:, 1:] for each in tables[2:3]]
         losses = spectral_losses(ops, p, cfg, name, predicted, found, spectra, tables)
+    if cfg.train.carry:
+        told = told[:, size:-1]
     return told, losses

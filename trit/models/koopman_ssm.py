@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from trit.layers.backbone import BackboneConfig, forward, param_specs, readout
+from trit.layers.backbone import BackboneConfig, carry_shapes, forward, param_specs, readout
 from trit.layers.koopman import KoopmanConfig
 
-__all__ = ["ArchConfig", "forward", "param_specs", "readout"]
+__all__ = ["ArchConfig", "carry_shapes", "forward", "param_specs", "readout"]
 
 
 @dataclass(frozen=True)

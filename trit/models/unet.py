@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from trit.layers.attention import AttentionConfig
-from trit.layers.backbone import BackboneConfig, forward, param_specs, readout
+from trit.layers.backbone import BackboneConfig, carry_shapes, forward, param_specs, readout
 
-__all__ = ["ArchConfig", "forward", "param_specs", "readout"]
+__all__ = ["ArchConfig", "carry_shapes", "forward", "param_specs", "readout"]
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,9 @@ class Evaluator(NamedTuple):
 
 class Backend(NamedTuple):
     """What the training loop may ask of a backend. `step(inputs, targets, factor, rounded, averaging)` begins a step and gives a
-    function that waits for it: () -> (loss, gradient norm); where that norm is no finite number, the step changed nothing. With settings
-    that need it (`has_moments` in trit/train/phases.py) a sixth argument says the step's `Moment`.
+    function that waits for it: () -> (loss, gradient norm); where that norm is no finite number, the step changed nothing, but that with
+    train.carry no row carries anything on. With settings that need it (`has_moments` in trit/train/phases.py) a sixth argument says the
+    step's `Moment`.
     `slowest(seconds)` -> the largest over ranks; `export()` -> {name: array}; `state()` and `restore(state)` hold everything; `ahead`:
     how many steps may be under way when the next one begins."""
 

@@ -48,6 +48,40 @@ def check_phases(config, world_size):
         raise ValueError(f"quant.noise={config.quant.noise} {reason}")
     if config.quant.noise and config.quant.matrix_scheme != "ternary":
         raise ValueError(f"quant.noise={config.quant.noise} needs ternary weights; set quant.matrix_scheme=ternary, or it to 0")
+    check_carry(config)
     phased = train.seq_schedule or train.batch_schedule or train.recurrence_start or config.engram.write_every > 1
     if phased and train.compile and not train.warmup_steps:
         raise ValueError("train.warmup_steps=0 would compile every phase on the clock; set it to 1 or more, or train.compile=false")
+
+
+def check_carry(config):
+    """ValueError where train.carry has nothing to carry, or rows of a step that do not go on with those of the step before."""
+    train, letters = config.train, getattr(config.arch, "layer_map", "")
+    if not 0 <= train.carry_reset < 1:
+        raise ValueError(f"train.carry_reset={train.carry_reset} must be at least 0 (never) and below 1 (always, which carries nothing)")
+    if train.carry_windows < 0 or train.carry_windows == 1:
+        reason = "must be 2 or more (1 would carry nothing), or 0 for as many as an epoch gives"
+        raise ValueError(f"train.carry_windows={train.carry_windows} {reason}")
+    if not train.carry:
+        for name in ("carry_reset", "carry_windows"):
+            if getattr(train, name) != getattr(type(train), name):
+                raise ValueError(f"train.{name}={getattr(train, name)} does nothing while train.carry=False")
+        return
+    if not set(letters) & set("ks") and not getattr(config.arch, "capsules", 0):
+        reason = "has no part with a state; take model.name=koopman_ssm, or hybrid or skc with k or s, or arch.capsules, or set it to false"
+        raise ValueError(f"train.carry=True: model.name={config.model.name} {reason}")
+    for name, value in (("seq_schedule", train.seq_schedule), ("batch_schedule", train.batch_schedule)):
+        if value:
+            raise ValueError(f"train.carry=True needs the same rows in every step, which train.{name}={value!r} changes; leave it empty")
+    if train.recurrence_start:
+        reason = (
+            f"needs as many visits of a layer in every step, which train.recurrence_start={train.recurrence_start} changes; set it to 0"
+        )
+        raise ValueError(f"train.carry=True {reason}")
+    blocks = {"arch.capsule_block": config.arch.capsule_block if config.arch.capsules else 1}
+    if "s" in letters and config.arch.skc_mix_init:
+        blocks["arch.skc_block"] = config.arch.skc_block
+    for name, block in blocks.items():
+        if block < 1 or train.train_seq_len % block:
+            reason = f"carries whole blocks: {name}={block} must divide train.train_seq_len={train.train_seq_len}"
+            raise ValueError(f"train.carry=True {reason}")

@@ -112,6 +112,8 @@ def train(cfg, backend, loader, log, save, step, seconds, clock):
             averaging = progress >= cfg.train.ema_start_fraction
             if has_moments(cfg):
                 moment = Moment(phase.shallow, loader.seed, step, progress)
+                if cfg.train.carry:
+                    moment = moment._replace(joined=loader.joined)
                 wait = backend.step(inputs, targets, learning_rate_factor(cfg, progress), rounded, averaging, moment)
             else:
                 wait = backend.step(inputs, targets, learning_rate_factor(cfg, progress), rounded, averaging)

@@ -27,13 +27,17 @@ def summed_loss(ops, arch, cfg, q, stream, targets):
 
 def training_loss(ops, arch, cfg, q, tokens, targets):
     """(objective, cross-entropy), scalars in nats a token, of seen weights `q` on int arrays (B, T). Beside weights `q` may hold what
-    holds for this step alone, as the forward knows it ("shallow": recurrent layers are visited once; "keep": what the updates of blocks are multiplied with;
-    "idle": the engram's tables get no gradient).
+    holds for this step alone, as the forward knows it ("shallow": recurrent layers are visited once; "keep": what the updates of blocks are
+    multiplied with; "idle": the engram's tables get no gradient). With train.carry it holds under "carry" what the windows before left
+    (trit/layers/scan.py), and what these leave is returned third, without gradient.
 
     The objective adds the architecture's auxiliary losses. With train.loss_chunk_tokens no more logits than that exist at once, neither
     here nor in the backward pass, which computes them again. With train.fp8 the stream is computed with products in 8-bit floats, but
     not read out.
     """
+    if cfg.train.carry:
+        carried = list(q["carry"])
+        q = {**q, "carry": carried}
     stream, auxiliary = arch.forward(ops, {**q, "fp8": True} if cfg.train.fp8 else q, cfg, tokens)
     count = tokens.shape[0] * tokens.shape[1]
     if cfg.train.loss_chunk_tokens:
@@ -48,6 +52,8 @@ def training_loss(ops, arch, cfg, q, tokens, targets):
     else:
         total = summed_loss(ops, arch, cfg, q, stream, targets)
     loss = total / count
+    if cfg.train.carry:
+        return loss + sum(auxiliary.values()), loss, [ops.stop_gradient(x) for x in carried]
     return loss + sum(auxiliary.values()), loss
 
 

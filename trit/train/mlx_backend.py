@@ -6,6 +6,7 @@ import numpy as np
 from trit.eval.temperature import model_logits, scored_losses, scored_rows
 from trit.eval.ttt import adapted
 from trit.train.backend import Backend, Evaluator, Process
+from trit.train.carry import first_states, kept_streams, own_states
 from trit.train.chance import kept_blocks, noise_key
 from trit.train.loss import rate_price, seen_weights, training_loss
 from trit.train.optimizer import optimizer_state, optimizer_step, spread, stacked
@@ -95,6 +96,12 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
     held = {"p": arrays_of(arrays, "{}"), "ema": {}}
     held["state"] = optimizer_state(ops, specs, held["p"])
 
+    def own_streams(flat):
+        return [[mx.array(x) for x in micro] for micro in own_states(cfg, flat, process.rank, process.world)]
+
+    if cfg.train.carry:
+        held["carry"] = own_streams(first_states(arch, cfg))
+
     # Pure, so that compiling them needs no hidden state. `beside` {name: array} has no gradient.
     def differentiated(**known):
         """Function to (loss, gradients of q) of a micro-batch; `known` holds in all its steps ("shallow", "idle")."""
@@ -127,15 +134,22 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
         if cfg.train.drop_path:
             kept = kept_blocks(cfg, held["moment"], len(inputs), process.rank, process.world)
             micro = [{"keep": ops.cast(mx.array(part), cfg.train.compute_dtype)} for part in np.split(kept, parts, 1)]
+        if cfg.train.carry:
+            held["left"] = []
+            going_on = np.split(kept_streams(cfg, held["moment"], len(inputs), process.rank, process.world), parts)
+            carried = [[x * mx.array(kept) for x in states] for states, kept in zip(held["carry"], going_on)]
+            micro = [beside | {"carry": states} for beside, states in zip(micro, carried)]
         early = cfg.train.recurrence_start > 0 and held["moment"].shallow
         idle = cfg.engram.write_every > 1 and held["moment"].step % cfg.engram.write_every > 0
         for tokens, wanted, beside in zip(np.split(inputs, parts), np.split(targets, parts), micro):
-            (_, loss), part = loss_gradients[early, idle](q, mx.array(tokens), mx.array(wanted), beside)
+            (_, loss, *left), part = loss_gradients[early, idle](q, mx.array(tokens), mx.array(wanted), beside)
             mean_loss = mean_loss + loss / parts
             part = {name: ops.cast(part[name], "float32") / parts for name in names}
             gradients = part if gradients is None else {name: gradients[name] + part[name] for name in names}
             # Evaluated here, a micro-batch's graph and activations are gone before the next one begins.
-            mx.eval(mean_loss, gradients)
+            mx.eval(mean_loss, gradients, left)
+            if cfg.train.carry:
+                held["left"] += left
         if cfg.quant.rate_penalty:
             part = mx.grad(lambda p: rate_price(ops, cfg, specs, p))(spread(specs, held["p"]))
             gradients = {name: gradients[name] + part[name] for name in names}
@@ -156,6 +170,9 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
         if cfg.train.ema_decay and averaging:
             share = mx.where(norm < float("inf"), 1.0 - cfg.train.ema_decay, 0.0)
             held["ema"] = {key: x + share * (held["p"][key] - x) for key, x in (held["ema"] or held["p"]).items()}
+        if cfg.train.carry:  # a state that is no number would spoil every later step: after such a one all rows begin anew
+            held["carry"] = [[mx.where(norm < float("inf"), x, 0.0) for x in micro] for micro in held["left"]]
+            mx.eval(held["carry"])
         mx.eval(held["p"], held["state"], held["ema"])
         return lambda: (float(loss), float(norm))
 
@@ -177,6 +194,9 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
         flat.update({f"ema/{name}": x for name, x in (spread(specs, held["ema"]) if held["ema"] else {}).items()})
         flat.update({f"optimizer/{name}/0": x for name, x in first.items()})
         flat.update({f"optimizer/{key}/1": moments[1] for key, moments in held["state"].items() if len(moments) == 2})
+        if cfg.train.carry:
+            whole = {f"carry/{number}": mx.concatenate(parts) for number, parts in enumerate(zip(*held["carry"]))}
+            flat |= {name: mx.distributed.all_gather(x) for name, x in whole.items()} if process.world > 1 else whole
         return {name: ops.to_numpy(x) for name, x in flat.items()} | {"step": np.array(int(held["state"]["step"][0]))}
 
     def restore(flat):
@@ -185,5 +205,7 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
         first = arrays_of(flat, "optimizer/{}/0")
         second = {key: (mx.array(flat[f"optimizer/{key}/1"]),) if f"optimizer/{key}/1" in flat else () for key in first}
         held["state"] = {key: (x, *second[key]) for key, x in first.items()} | {"step": (mx.array(float(flat["step"])),)}
+        if cfg.train.carry:
+            held["carry"] = own_streams(flat)
 
     return Backend(step_at if has_moments(cfg) else step, slowest, export, state, restore, process.rank, process.world)

@@ -15,17 +15,19 @@ class Phase(NamedTuple):
 
 
 class Moment(NamedTuple):
-    """Where in a run a step stands: whether recurrent layers are visited once, the run's seed, steps done, share of the clock."""
+    """Where in a run a step stands: whether recurrent layers are visited once, the run's seed, steps done, share of the clock, and with
+    train.carry for each of this rank's rows 1 where it goes on with the text of the step before, else 0: float32 (rows,), None for none."""
 
     shallow: bool
     seed: int
     step: int
     progress: float
+    joined: object = None
 
 
 def has_moments(cfg):
     """Whether a step must know its `Moment`. Static: without it none is ever made."""
-    return cfg.train.recurrence_start > 0 or cfg.train.drop_path > 0 or cfg.quant.noise > 0 or cfg.engram.write_every > 1
+    return cfg.train.recurrence_start > 0 or cfg.train.drop_path > 0 or cfg.quant.noise > 0 or cfg.engram.write_every > 1 or cfg.train.carry
 
 
 def has_phases(cfg):

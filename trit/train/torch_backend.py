@@ -11,6 +11,7 @@ from trit.eval.temperature import model_logits, scored_losses, scored_rows
 from trit.eval.ttt import adapted
 from trit.layers.attention import choose_attention
 from trit.train.backend import Backend, Evaluator, Process
+from trit.train.carry import first_states, kept_streams, own_states
 from trit.train.chance import kept_blocks, noise_key
 from trit.train.loss import rate_price, seen_weights, training_loss
 from trit.train.optimizer import optimizer_state, optimizer_step, spread, stacked, stacks
@@ -163,6 +164,16 @@ def whole_stacks(process, matrices, parts):
     return found
 
 
+def gathered_rows(process, parts):
+    """The rows of a list of tensors of this rank, and behind one another those of all ranks."""
+    rows = torch.cat(parts)
+    if process.world == 1:
+        return rows
+    found = [torch.empty_like(rows) for _ in range(process.world)]
+    distributed.all_gather(found, rows)
+    return torch.cat(found)
+
+
 def check_fp8_units(process):
     """ValueError where this process's GPU multiplies no 8-bit floats; a CPU rounds alike with float32 products, for tests and studies."""
     if process.device != "cpu" and torch.cuda.get_device_capability() < (8, 9):
@@ -188,6 +199,12 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
     if has_phases(cfg):
         torch._dynamo.config.recompile_limit = 8 * len(all_phases(cfg))  # one graph a phase, and as many again for another backend
     held["state"] = optimizer_state(ops, specs, own(held["p"]))
+    if cfg.train.carry:
+
+        def own_streams(flat):
+            return [[to_device(x, process) for x in micro] for micro in own_states(cfg, flat, process.rank, process.world)]
+
+        held["carry"] = own_streams(first_states(arch, cfg))
     if cfg.train.attention_kernel == "flash":
         choose_attention(ops, cfg, next(iter(held["p"].values())))
     if cfg.train.fp8:
@@ -228,6 +245,9 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
         parts = cfg.train.grad_accum_steps
         if cfg.train.drop_path:
             kept = np.split(kept_blocks(cfg, held["moment"], len(inputs), process.rank, process.world), parts, 1)[::-1]
+        if cfg.train.carry:
+            held["left"] = []
+            streams = np.split(kept_streams(cfg, held["moment"], len(inputs), process.rank, process.world), parts)
         for tokens, wanted in zip(np.split(inputs, parts), np.split(targets, parts)):
             if has_moments(cfg):
                 known = dict(leaves)
@@ -237,7 +257,14 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
                     known["keep"] = ops.cast(sent(np.ascontiguousarray(kept.pop()), process), cfg.train.compute_dtype)
                 if cfg.engram.write_every > 1 and held["moment"].step % cfg.engram.write_every:
                     known["idle"] = True
-                objective, loss = loss_function(known, sent(tokens, process), sent(wanted, process))
+                if cfg.train.carry:
+                    number = len(held["left"])
+                    going_on = sent(np.ascontiguousarray(streams[number]), process)
+                    known["carry"] = [x * going_on for x in held["carry"][number]]
+                    objective, loss, left = loss_function(known, sent(tokens, process), sent(wanted, process))
+                    held["left"].append(left)
+                else:
+                    objective, loss = loss_function(known, sent(tokens, process), sent(wanted, process))
             else:
                 objective, loss = loss_function(leaves, sent(tokens, process), sent(wanted, process))
             if cfg.engram.write_every > 1:
@@ -268,6 +295,8 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
         factor = torch.full((), factor, device=process.device)
         parts, held["state"] = update(own(held["p"]), gradients, held["state"], factor, norm)
         held["p"] = whole_stacks(process, matrices, parts)
+        if cfg.train.carry:  # a state that is no number would spoil every later step: after such a one all rows begin anew
+            held["carry"] = [[torch.where(norm < float("inf"), x, 0.0) for x in micro] for micro in held["left"]]
         if cfg.train.ema_decay and averaging:
             share = torch.where(norm < float("inf"), 1.0 - cfg.train.ema_decay, 0.0)
             held["ema"] = {key: x + share * (held["p"][key] - x) for key, x in (held["ema"] or held["p"]).items()}
@@ -297,6 +326,8 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
         flat.update({f"ema/{name}": x for name, x in (spread(specs, held["ema"]) if held["ema"] else {}).items()})
         flat.update({f"optimizer/{name}/0": x for name, x in first.items()})
         flat.update({f"optimizer/{key}/1": moments[1] for key, moments in held["state"].items() if len(moments) == 2})
+        if cfg.train.carry:
+            flat.update({f"carry/{number}": gathered_rows(process, parts) for number, parts in enumerate(zip(*held["carry"]))})
         return {name: ops.to_numpy(x).copy() for name, x in flat.items()} | {"step": np.array(int(held["state"]["step"][0]))}
 
     def restore(flat):
@@ -305,6 +336,8 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
         first = own(on_device(flat, "optimizer/{}/0"))
         second = {key: () if key in matrices else (to_device(flat[f"optimizer/{key}/1"], process),) for key in first}
         held["state"] = {key: (x, *second[key]) for key, x in first.items()}
+        if cfg.train.carry:
+            held["carry"] = own_streams(flat)
         held["state"]["step"] = (torch.full((), float(flat["step"]), device=process.device),)
 
     # A GPU is given the next step while it computes one; a CPU computes as it is told.
