@@ -1,6 +1,6 @@
-"""What the planner expects against what trained models weigh: python -m benchmarks.planned benchmarks/studies/planner.toml [--json]
+"""What the planner expects against what trained models weigh: python -m benchmarks.planned configs/studies/planner.toml [--json]
 
-Takes the trained weights that `python -m benchmarks.sweep STUDY` left in runs/<study>/, packs them, and compares: the plan without any
+Takes the trained weights that `python -m trit.study STUDY` left in runs/<study>/, packs them, and compares: the plan without any
 weights, its guaranteed bound, and the live prediction from a sample of the weights. Exit 1 where a plan is off by more than half a
 percent or a bound is exceeded.
 """
@@ -8,7 +8,6 @@ percent or a bound is exceeded.
 import argparse
 import json
 import sys
-import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from trit.compress.sizes import category_bytes, predicted_bytes, sizes
 from trit.config_load import load
 from trit.models import load_arch
 from trit.ops import torch_ops
+from trit.study.plan import read_study
 
 
 def compared(name, config, arrays):
@@ -50,13 +50,13 @@ def main():
     parser.add_argument("--weights", help="folder of the trained weights, runs/<study> by default")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    with open(options.study, "rb") as file:
-        study = tomllib.load(file)
-    folder, rows = Path(options.weights or f"runs/{Path(options.study).stem}"), []
-    for name, settings in study["variants"].items():
-        if (folder / f"{name}.npz").exists():
-            config, _, _ = load(study.get("preset"), environ={}, overrides=study["base"] + settings)
-            rows.append(compared(name, config, dict(np.load(folder / f"{name}.npz"))))
+    study = read_study(options.study)
+    folder, rows = Path(options.weights or f"runs/{study.name}"), []
+    for variant in study.variants:
+        weights = folder / variant.name / str(study.seeds[0]) / "weights.npz"
+        if weights.exists():
+            config, _, _ = load(study.preset, environ={}, overrides=study.settings(variant))
+            rows.append(compared(variant.name, config, dict(np.load(weights))))
     if options.json:
         print(json.dumps(rows, indent=1))
     else:

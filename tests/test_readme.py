@@ -27,4 +27,5 @@ def test_links_and_commands_lead_somewhere():
     for script in re.findall(r"python ([\w/]+\.py)", README):
         assert (ROOT / script).exists(), script
     for module in re.findall(r"python -m ([\w.]+)", README):
-        assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
