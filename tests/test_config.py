@@ -92,7 +92,9 @@ def test_environment_names_are_unique():
 
 def test_every_field_has_help_and_a_reader():
     """A setting nobody reads is a lie: each must be read as cfg.<section>.<field>, config.<section>.<field> or run.<field>."""
-    source = "\n".join(path.read_text() for path in [*ROOT.glob("trit/**/*.py"), *ROOT.glob("*.py")] if path.name != "config.py")
+    source = "\n".join(
+        path.read_text() for path in [*ROOT.glob("trit/**/*.py"), *ROOT.glob("*.py")] if path.name not in ("config.py", "config_check.py")
+    )
     sections = {**SECTIONS, "run": RunArgs}
     for section, cls in sections.items():
         for field in dataclasses.fields(cls):

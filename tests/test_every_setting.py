@@ -115,7 +115,7 @@ COUNTED_ONLY |= {"train.compile", "train.attention_kernel", "eval.freeze_check_s
 ELSEWHERE = {
     "train.checkpoint_every": "test_resume.py",
     "compress.predict_every": "test_fit.py",
-    "compress.code_bytes_reserve": "test_submission.py",
+    "compress.code_bytes_reserve": "record_fixtures.py",
     "track.track": "test_certify.py",
     "track.cap_bytes": "test_submission.py",
     "track.train_seconds": "test_cheats.py",

@@ -10,7 +10,8 @@ import os
 import tomllib
 from pathlib import Path
 
-from trit.config import SECTIONS, Config, ModelConfig, RunArgs, validate
+from trit.config import SECTIONS, Config, ModelConfig, RunArgs
+from trit.config_check import validate
 from trit.data.files import atomic_write
 from trit.models import load_arch
 

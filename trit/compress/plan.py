@@ -16,7 +16,7 @@ from trit.compress.entropy import FLOOR, PRECISION, lane_count, power_below
 from trit.compress.pack import PACK_HEADER_BYTES, grid_top, pruned_counts, stream_table
 from trit.compress.prune import map_bits
 from trit.compress.quantize import group_layout
-from trit.config import validate
+from trit.config_check import validate
 from trit.models import load_arch
 
 # Measured on trained models (docs/LOG.md). Coded bits after 5.5 million tokens over those of Gaussian weights, and the loss of that share

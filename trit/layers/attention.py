@@ -46,7 +46,7 @@ def attention_tables(ops, cfg, tokens):
     """What all attention layers of a forward of tokens (B, T) share: cos and sin (T, partial_rope_dims / 2) of every position's angles,
     then the masks, where there are any.
 
-    A sequence longer than eval_seq_len is a segment of one-pass evaluation; nothing else is that long (trit/config.py sees to it).
+    A sequence longer than eval_seq_len is a segment of one-pass evaluation; nothing else is that long (trit/config_check.py sees to it).
     """
     positions = ops.reshape(ops.arange(tokens.shape[1], tokens), (-1, 1))
     angles = positions * rope_frequencies(ops, cfg, positions)
