@@ -1,6 +1,7 @@
 """Every recurrence of the family contracts, at the start and after 500 steps at ten times the learning rates."""
 
 import numpy as np
+import pytest
 import torch
 from model_fixtures import TINY_CAPSULES, TINY_KOOPMAN, TINY_SKC, random_tokens, start, tiny_config
 
@@ -33,6 +34,7 @@ def shares(p, cfg, tokens):
     return torch.cat([each.flatten() for each in found])
 
 
+@pytest.mark.slow
 def test_recurrences_contract_at_the_start_and_after_500_steps_at_ten_times_the_rate():
     base = tiny_config("hybrid")
     rates = {name: FACTOR * getattr(base.train, name) for name in ("matrix_lr", "scalar_lr", "embed_lr")}

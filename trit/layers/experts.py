@@ -46,11 +46,11 @@ def first_expert_layer(cfg):
 
 
 def expert_specs(cfg, name):
-    """Parameters of one layer's experts, and its router (E, D): 16-bit floats whatever the rest is stored as, for a rounded router would
-    send tokens elsewhere (skc.md T12, MO10)."""
+    """Parameters of one layer's experts, and its router (E, D): 16-bit floats, or 8 bits a weight where scalars lie on a grid, which is
+    finer than theirs: small differences decide where a token goes (skc.md T12, MO10)."""
     width = cfg.model.model_dim
     router = ParamSpec(name + ".router", (cfg.arch.experts, width), "normal", width**-0.5, "scalar", adapt="scale")
-    specs = [on_grid(router, 16, width, cfg.quant.scalar_clip)]
+    specs = [on_grid(router, 16 if cfg.quant.scalar_bits == 16 else 8, width, cfg.quant.scalar_clip)]
     for expert in range(cfg.arch.experts):
         specs += mlp_specs(cfg, f"{name}.{expert}")
     return specs
