@@ -50,6 +50,7 @@ def run(study, out, *arguments):
         ("[variants]\nfirst = []\n", {"clocks": "wall"}, "did you mean 'clock'"),
         ("[variants]\nfirst = []\n", {"clock": "sun"}, "must be 'cpu' or 'wall'"),
         ("[variants]\nfirst = []\n", {"seeds": [1, 1]}, "all different"),
+        ("[variants]\nfirst = []\n", {"steps": -1}, "must be 0"),
         ("[variants]\nfirst = []\n", {"seeds": 3}, "is not of type list"),
         ("[variants", {}, "tiny.toml"),
     ],
@@ -115,6 +116,17 @@ def test_a_killed_study_resumes_with_nothing_lost_or_repeated(tmp_path, shard_fo
     changed = read_study(write_study(tmp_path, shard_folder, "[variants]\nfirst = ['train.embed_lr=0.5']\n"))
     with pytest.raises(ValueError, match="came from other settings"):
         prepare(changed, out)
+
+
+def test_slower_variants_get_fewer_steps(tmp_path, shard_folder):
+    """By a ratio measured in turns: six layers take longer than one."""
+    text = "[variants]\nfirst = ['model.num_layers=1']\nslow = ['model.num_layers=6']\n"
+    study = read_study(write_study(tmp_path, shard_folder, text, steps=40, seeds=[1]))
+    prepare(study, tmp_path / "out")
+    plans = [json.loads((tmp_path / "out" / name / "plan.json").read_text()) for name in ("first", "slow")]
+    steps = [load(None, {}, plan["settings"])[0].train.iterations for plan in plans]
+    assert plans[0]["pace"] == 1.0 and steps[0] == 40
+    assert plans[1]["pace"] > 1.5 and steps[1] == round(40 / plans[1]["pace"])
 
 
 def test_a_training_that_fails_is_named_and_the_others_go_on(tmp_path, shard_folder):

@@ -28,7 +28,7 @@ def main():
     try:
         study = read_study(options.study)
         out = Path(options.out or f"runs/{study.name}")
-        failed = [] if options.table else run_jobs(study, prepare(study, out, options.only), out, options.jobs)
+        failed = [] if options.table else run_jobs(study, prepare(study, out, options.only, options.jobs), out, options.jobs)
         records = records_of(study, out)
         if options.json:
             print(json.dumps(records, indent=1))
@@ -36,7 +36,7 @@ def main():
             print(table(study, records))
         if options.plot:
             draw(study, records, options.plot)
-    except (ValueError, ImportError, OSError) as fault:
+    except (ValueError, ImportError, OSError, RuntimeError) as fault:
         sys.exit(f"error: {fault}")
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on from here")

@@ -4,7 +4,9 @@ preset = "configs/demo.toml"      what all variants start from; may be missing
 base = ["key=value", ...]         changed in all of them
 seeds = [1, 2, 3]                 trainings of each variant
 threads = 1                       CPU threads of a training
-clock = "cpu"                     charge CPU seconds over threads, so that a busy machine takes no steps away; "wall" otherwise
+steps = 760                       steps of the first variant; every other takes as many as last as long, by a ratio measured in turns with
+                                  the first. 0 (so where it is missing) leaves the length to the settings and the clock
+clock = "cpu"                     charge CPU seconds over threads, which a busy machine disturbs less than "wall"
 fill = "engram.engram_buckets"    setting that grows, in steps of `fill_step`, until code and artifact are expected to fill the cap
 score = false                     train and keep the weights only
 [variants]                        name = ["key=value", ...]; the first is what the others are compared with. A table instead of a list
@@ -40,12 +42,14 @@ class Study:
     base: tuple = ()
     seeds: tuple = (1337,)
     threads: int = 1
+    steps: int = 0
     clock: str = "cpu"
     score: bool = True
 
     def settings(self, variant):
-        """[key=value] of a variant, before it is filled."""
-        return [*self.base, *variant.change]
+        """[key=value] of a variant, before it is filled and paced."""
+        fixed = [f"train.iterations={self.steps}", "train.max_wallclock_seconds=0", "track.train_seconds=0"] if self.steps else []
+        return [*self.base, *fixed, *variant.change]
 
 
 def take(table, key, default, kind, path):
@@ -96,14 +100,17 @@ def read_study(path):
         tuple(take(said, "base", [], list, path)),
         tuple(take(said, "seeds", [1337], list, path)),
         take(said, "threads", 1, int, path),
+        take(said, "steps", 0, int, path),
         take(said, "clock", "cpu", str, path),
         take(said, "score", True, bool, path),
     )
     if said:
-        known = ["fill", "fill_step", "variants", "grid", "preset", "base", "seeds", "threads", "clock", "score"]
+        known = ["fill", "fill_step", "variants", "grid", "preset", "base", "seeds", "threads", "steps", "clock", "score"]
         raise ValueError(f"{path}: {near(next(iter(said)), known, 'unknown key')}")
     if study.clock not in ("cpu", "wall"):
         raise ValueError(f"{path}: clock={study.clock!r} must be 'cpu' or 'wall'")
+    if study.steps < 0:
+        raise ValueError(f"{path}: steps={study.steps} must be 0 (the settings say how long) or more")
     if study.threads < 1 or not study.seeds or len(set(study.seeds)) < len(study.seeds):
         raise ValueError(f"{path}: threads={study.threads} must be positive, seeds={list(study.seeds)} at least one and all different")
     for variant in study.variants:

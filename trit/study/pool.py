@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from tqdm import tqdm
 
@@ -22,24 +23,53 @@ def write_json(path, value):
     atomic_write(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
-def prepare(study, out, only=None):
+def environment(threads):
+    """This process's environment with a number of CPU threads."""
+    return os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+
+
+def paced(study, folder, first, other):
+    """Time that training with settings `other` takes over that of `first`. RuntimeError with the end of its output where it does not train."""
+    write_json(folder / "pace.json", {"preset": study.preset, "first": first, "other": other})
+    command = [sys.executable, "-m", "trit.study.pace", str(folder / "pace.json")]
+    done = subprocess.run(command, env=environment(study.threads), capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        raise RuntimeError(f"{folder.name}: its pace could not be measured: {done.stderr.strip()[-300:]}")
+    return json.loads(done.stdout.splitlines()[-1])["ratio"]
+
+
+def make_plan(study, folder, variant, said, first):
+    """Writes plan.json of a variant: its settings as they will train, what it will weigh, and its pace beside the settings `first`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settings, code, expected = filled(study, variant)
+    ratio = paced(study, folder, first, settings) if first and settings != first else 1.0
+    if study.steps:
+        settings.append(f"train.iterations={max(round(study.steps / ratio), 1)}")
+    write_json(folder / "plan.json", said | {"settings": settings, "bytes_code": code, "bytes_expected": expected, "pace": ratio})
+
+
+def prepare(study, out, only=None, jobs=1):
     """[folder] of all trainings that have no record yet, each with its job.json; those of one seed of all variants come first, so that a
     study stopped early can be read. ValueError where the results that are there came from other settings."""
     unknown = set(only or ()) - {variant.name for variant in study.variants}
     if unknown:
         raise ValueError(f"no variant {', '.join(sorted(unknown))}; there are {', '.join(variant.name for variant in study.variants)}")
     chosen = [variant for variant in study.variants if not only or variant.name in only]
-    fixed = {"preset": study.preset, "threads": study.threads, "clock": study.clock, "score": study.score}
-    for variant in tqdm(chosen, "sizes", unit="variant", disable=None):
+    fixed = {"preset": study.preset, "threads": study.threads, "clock": study.clock, "score": study.score, "steps": study.steps}
+    missing = []
+    for variant in chosen:
         plan_file, said = out / variant.name / "plan.json", {**fixed, "said": study.settings(variant), "fill": variant.fill}
         made = json.loads(plan_file.read_text()) if plan_file.exists() else None
-        if made and {key: made[key] for key in said} != said:
+        if made and {key: made.get(key) for key in said} != said:
             reason = "came from other settings; give the variant another name, or remove its folder to begin it anew"
             raise ValueError(f"{plan_file.parent}: the results {reason}")
         if not made:
-            settings, code, expected = filled(study, variant)
-            plan_file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(plan_file, said | {"settings": settings, "bytes_code": code, "bytes_expected": expected})
+            missing.append((variant, said))
+    first = filled(study, study.variants[0])[0] if study.steps and missing else None
+    with ThreadPoolExecutor(jobs) as pool:
+        plans = [pool.submit(make_plan, study, out / variant.name, variant, said, first) for variant, said in missing]
+        for plan in tqdm(plans, "sizes and paces" if study.steps else "sizes", unit="variant", disable=None):
+            plan.result()
     folders = []
     for seed in study.seeds:
         for variant in chosen:
@@ -54,10 +84,9 @@ def prepare(study, out, only=None):
 
 def start(folder, threads):
     """The process of one training."""
-    environ = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     with open(folder / "output.txt", "w") as output:
         command = [sys.executable, "-m", "trit.study.job", str(folder)]
-        return subprocess.Popen(command, env=environ, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        return subprocess.Popen(command, env=environment(threads), stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
 
 
 def told(folder):
