@@ -4,6 +4,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from torch._dynamo.utils import counters
 
 from trit.config_load import load
 from trit.eval.temperature import model_logits
@@ -11,6 +13,8 @@ from trit.models import arch_names, load_arch
 from trit.ops import mlx_ops, torch_ops
 from trit.params import init_params
 from trit.train import mlx_backend, torch_backend
+from trit.train.log import Log
+from trit.train.run import run_training
 
 TINY = {
     "vocab_size": 64,
@@ -153,6 +157,21 @@ def start(cfg, backend="torch", arrays=None, arch=None):
     specs = arch.param_specs(cfg)
     process = side.module.Process(0, 1, "cpu")
     return side.module.make_backend(side.ops, arch, cfg, specs, init_params(specs, 1) if arrays is None else arrays, process)
+
+
+def graphs_of_run(cfg, folder):
+    """Graphs that exist after each step of a whole run on the shards in `folder`, warm-up first."""
+    torch._dynamo.reset()
+    trained, graphs = start(cfg), []
+
+    def step(*arguments):
+        wait = trained.step(*arguments)
+        graphs.append(counters["stats"]["unique_graphs"])
+        return wait
+
+    specs = load_arch(cfg.model.name).param_specs(cfg)
+    run_training(cfg, specs, trained._replace(step=step), folder, 1, Log(1), None, lambda *state: None)
+    return graphs
 
 
 def logits_of(cfg, arrays, tokens, backend="torch", arch=None):

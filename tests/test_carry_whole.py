@@ -5,13 +5,11 @@ import time
 
 import numpy as np
 from model_fixtures import load_arch, tiny_config
+from record_fixtures import counted_and_package
 from test_sharded import by_rank, spawn, torch_backend_ops  # noqa: F401 (spawn is a fixture)
 
-from trit.bundle.alone import run_alone
 from trit.bundle.bundle import bundle
-from trit.ops import torch_ops
 from trit.params import init_params
-from trit.submission import find_calibration, load_artifact, make_artifact, score_rows, train_weights
 from trit.train import torch_backend
 from trit.train.log import Log
 from trit.train.run import run_training
@@ -52,17 +50,8 @@ def test_two_ranks_carry_like_one(spawn, shard_folder):  # noqa: F811
 
 def test_the_counted_file_carries_like_the_package(shard_folder, tmp_path):
     cfg = tiny_config("koopman_ssm", vocab_size=260, **CARRIED)
-    built = bundle(cfg, codecs=("brotli",))
-    environ = {"DATA_PATH": "data", "TOKENIZER_PATH": "byte260", "LOSSES": "losses", "OMP_NUM_THREADS": "1", "SEED": "3"}
-    done = run_alone(built, {"data": shard_folder}, environ=environ, folder=tmp_path / "alone")
-    assert done.returncode == 0, done.stderr
-    arch, process, log = load_arch("koopman_ssm"), torch_backend.start_process(), Log(rank=1)
-    arrays, result = train_weights(torch_ops, arch, cfg, process, shard_folder, 3, log)
-    calibration = find_calibration(torch_ops, arch, cfg, process, arrays, shard_folder, log)
-    artifact = make_artifact(torch_ops, arch, cfg, arrays, calibration)
-    loaded = load_artifact(torch_ops, arch, cfg, artifact)
-    losses = score_rows(torch_ops, arch, cfg, process, loaded, shard_folder, "byte260", log, ())[1]
-    assert result.steps == 8 and np.array_equal(np.fromfile(tmp_path / "alone" / "losses"), losses)
+    counted, package, steps = counted_and_package(cfg, shard_folder, tmp_path)
+    assert steps == 8 and np.array_equal(counted, package)
 
 
 def test_without_carry_none_of_it_is_counted():

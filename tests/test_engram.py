@@ -3,18 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from model_fixtures import BACKENDS, largest_difference, load_arch, random_arrays, random_tokens, start, tiny_config
+from model_fixtures import BACKENDS, graphs_of_run, largest_difference, load_arch, random_arrays, random_tokens, start, tiny_config
 from test_parity import mixed
-from torch._dynamo.utils import counters
 
 from trit.config_load import load
 from trit.layers.engram import engram_layer, engram_rows, engram_specs
 from trit.ops import mlx_ops, torch_ops
 from trit.train import torch_backend
-from trit.train.log import Log
 from trit.train.loop import warm_up
 from trit.train.phases import Moment, has_moments, has_phases
-from trit.train.run import run_training
 
 MEMORY = {"engram_buckets": 64, "engram_orders": 3}
 
@@ -155,16 +152,7 @@ def test_torch_compiles_both_kinds_of_steps_before_the_clock(monkeypatch, shard_
     """What traces is what counts, so its code need not be made."""
     monkeypatch.setattr(torch_backend, "compiled", lambda function: torch.compile(function, fullgraph=True, dynamic=False, backend="eager"))
     cfg = tiny_config(num_layers=1, write_every=3, compile="true", iterations=8, **MEMORY)
-    torch._dynamo.reset()
-    trained, graphs = start(cfg), []
-
-    def step(*arguments):
-        wait = trained.step(*arguments)
-        graphs.append(counters["stats"]["unique_graphs"])
-        return wait
-
-    specs = load_arch("unet").param_specs(cfg)
-    run_training(cfg, specs, trained._replace(step=step), shard_folder, 1, Log(1), None, lambda *state: None)
+    graphs = graphs_of_run(cfg, shard_folder)
     assert len(graphs) == 2 + 8 and graphs[1] == graphs[0] + 1 and len(set(graphs[1:])) == 1
 
 

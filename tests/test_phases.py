@@ -5,9 +5,18 @@ import contextlib
 import numpy as np
 import pytest
 import torch
-from model_fixtures import BACKENDS, largest_difference, load_arch, logits_of, random_arrays, random_tokens, start, tiny_config
+from model_fixtures import (
+    BACKENDS,
+    graphs_of_run,
+    largest_difference,
+    load_arch,
+    logits_of,
+    random_arrays,
+    random_tokens,
+    start,
+    tiny_config,
+)
 from test_schedule import FakeRun
-from torch._dynamo.utils import counters
 
 from trit.data.loader import TokenLoader, WindowLoader, open_loader
 from trit.train import torch_backend
@@ -136,16 +145,7 @@ def test_nothing_compiles_on_the_clock(monkeypatch, shard_folder):
     }
     chance = {"noise": 0.1, "drop_path": 0.2}
     cfg = tiny_config(num_layers=1, recurrent_layers="0", compile="true", iterations=30, train_batch_tokens=192, **many, **chance)
-    torch._dynamo.reset()
-    trained, graphs = start(cfg), []
-
-    def step(*arguments):
-        wait = trained.step(*arguments)
-        graphs.append(counters["stats"]["unique_graphs"])
-        return wait
-
-    specs = load_arch("unet").param_specs(cfg)
-    run_training(cfg, specs, trained._replace(step=step), shard_folder, 1, Log(1), None, lambda *state: None)
+    graphs = graphs_of_run(cfg, shard_folder)
     warm = len(all_phases(cfg)) * cfg.train.warmup_steps
     assert len(all_phases(cfg)) == 11 and len(graphs) == warm + 30
     assert graphs[warm - 1] >= graphs[0] + 10 and len(set(graphs[warm - 1 :])) == 1
