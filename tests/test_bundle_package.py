@@ -73,7 +73,7 @@ def test_counted_evaluator_alone_equals_the_package(arch, part, shard_folder, tm
     compare(evaluating(arch, part, vocab_size=260, ngram_nodes=2000), shard_folder, tmp_path, [0, 40, 333])
 
 
-@pytest.mark.parametrize("arch", arch_names())
+@pytest.mark.parametrize("arch", [pytest.param(name, marks=[] if name == "unet" else pytest.mark.slow) for name in arch_names()])
 def test_evaluation_only_form_scores_alike_and_cannot_train(arch, shard_folder, tmp_path):
     cfg = evaluating(arch, "all", vocab_size=260, ngram_nodes=2000)
     only = dataclasses.replace(cfg, eval=dataclasses.replace(cfg.eval, evaluation_only=True))

@@ -121,7 +121,7 @@ def test_a_killed_study_resumes_with_nothing_lost_or_repeated(tmp_path, shard_fo
 def test_slower_variants_get_fewer_steps(tmp_path, shard_folder):
     """By a ratio measured in turns: six layers take longer than one."""
     text = "[variants]\nfirst = ['model.num_layers=1']\nslow = ['model.num_layers=6']\n"
-    study = read_study(write_study(tmp_path, shard_folder, text, steps=40, seeds=[1]))
+    study = read_study(write_study(tmp_path, shard_folder, text, steps=40, seeds=[1], score=False))
     prepare(study, tmp_path / "out")
     plans = [json.loads((tmp_path / "out" / name / "plan.json").read_text()) for name in ("first", "slow")]
     steps = [load(None, {}, plan["settings"])[0].train.iterations for plan in plans]
@@ -131,7 +131,7 @@ def test_slower_variants_get_fewer_steps(tmp_path, shard_folder):
 
 def test_a_training_that_fails_is_named_and_the_others_go_on(tmp_path, shard_folder):
     text = "[variants]\nbroken = ['data_path=nowhere']\nsound = []\n"
-    done = run(write_study(tmp_path, shard_folder, text, seeds=[1]), tmp_path / "out")
+    done = run(write_study(tmp_path, shard_folder, text, seeds=[1], score=False), tmp_path / "out")
     assert done.returncode == 1 and "broken/1" in done.stderr and "nowhere" in done.stderr
     assert (tmp_path / "out" / "sound" / "1" / "record.json").exists() and "Traceback" not in done.stderr
 

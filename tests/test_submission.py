@@ -67,7 +67,7 @@ def test_building_again_gives_the_same_bytes_in_a_folder_of_its_own(record, trai
 
 
 def test_without_shaking_the_whole_package_is_wrapped(record, trained, tmp_path):
-    done = run("build_submission.py", "--run", trained, "--records", tmp_path)
+    done = run("build_submission.py", "--run", trained, "--quick-start", "--records", tmp_path)
     assert done.returncode == 0, done.stderr
     whole, small = (json.loads((Path(f) / "submission.json").read_text()) for f in (done.stdout.strip().splitlines()[-1], record))
     assert whole["bytes_code"] > small["bytes_code"] and whole["val_bpb"] == small["val_bpb"]
