@@ -3,6 +3,8 @@
 What the artifact will weigh comes from the planner, which needs no weights; the code is bundled for real.
 """
 
+import functools
+
 from trit.bundle.bundle import bundle
 from trit.compress.plan import plan
 from trit.config_load import load
@@ -23,6 +25,7 @@ def expected_total(preset, settings, code):
     return code + made.model_bytes()[1], config.track.cap_bytes
 
 
+@functools.cache  # the first variant is asked for again by every other that is paced against it
 def filled(study, variant):
     """([key=value] of the variant with its size set, bytes of its program, bytes expected in all). ValueError where even one step of the
     setting that should grow does not fit."""

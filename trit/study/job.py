@@ -13,15 +13,13 @@ import numpy as np
 
 import trit.train.run
 from trit.config_load import load
-from trit.data.files import atomic_write
 from trit.models import load_arch
 from trit.ops import torch_ops
 from trit.params import init_params, parameter_count
+from trit.study.files import BUSY, write_json
 from trit.submission import compressed, find_calibration, load_artifact, score_arrays
 from trit.train.log import RunLog
 from trit.train.torch_backend import make_backend, start_process
-
-BUSY = 75  # the code that means "try again later" in sysexits.h
 
 
 def counting(backend):
@@ -82,7 +80,7 @@ def main():
         except BlockingIOError:
             sys.exit(BUSY)
         if not (folder / "record.json").exists():
-            atomic_write(folder / "record.json", (json.dumps(run_job(folder), indent=1) + "\n").encode())
+            write_json(folder / "record.json", run_job(folder))
 
 
 if __name__ == "__main__":

@@ -13,14 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tqdm import tqdm
 
-from trit.data.files import atomic_write
+from trit.study.files import BUSY, write_json
 from trit.study.fill import filled
-from trit.study.job import BUSY
-
-
-def write_json(path, value):
-    """A value as a file that is whole or absent."""
-    atomic_write(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 def environment(threads):
@@ -44,7 +38,7 @@ def make_plan(study, folder, variant, said, first):
     settings, code, expected = filled(study, variant)
     ratio = paced(study, folder, first, settings) if first and settings != first else 1.0
     if study.steps:
-        settings.append(f"train.iterations={max(round(study.steps / ratio), 1)}")
+        settings = [*settings, f"train.iterations={max(round(study.steps / ratio), 1)}"]
     write_json(folder / "plan.json", said | {"settings": settings, "bytes_code": code, "bytes_expected": expected, "pace": ratio})
 
 
