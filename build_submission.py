@@ -31,6 +31,11 @@ def main(arguments=None):
     parser.add_argument(
         "--quick-start", action="store_true", help="pack the code without mixing: a tenth larger, starts some four seconds sooner"
     )
+    parser.add_argument(
+        "--backend",
+        default="torch",
+        help="array library of the counted file: torch (the contest's machines) or mlx (Macs); either may have trained",
+    )
     parser.add_argument("--name", help="name of the record; the run's name by default")
     parser.add_argument("--records", default="records", help="where records are filed")
     parser.add_argument("--author", default="trit")
@@ -55,7 +60,7 @@ def main(arguments=None):
         log = Log()
         codecs = QUICK_CODECS if options.quick_start else ALL_CODECS
         name = options.name or run.run_id
-        built = build(folder, run, options.overrides, options.dce, name, options.records, about, log, codecs)
+        built = build(folder, run, options.overrides, options.dce, name, options.records, about, log, codecs, options.backend)
     except (ValueError, RuntimeError, OSError) as fault:
         sys.exit(f"error: {fault}")
     submission = built.submission

@@ -23,9 +23,9 @@ from trit.models import load_arch
 from trit.ops import torch_ops
 from trit.params import on_grid
 from trit.submission import loss_meter, score_arrays, statistics
+from trit.train import torch_backend
 from trit.train.checkpoint import load_checkpoint, trained_arrays
 from trit.train.log import Log
-from trit.train.torch_backend import start_process
 
 CLIPS = (1.5, 2.0, 2.5, 3.0, 4.0)
 
@@ -56,7 +56,7 @@ def main():
     parser.add_argument("--tokens", type=int, default=0, help="held-out training tokens to use; 0 takes compress.calibration_tokens")
     parser.add_argument("--json", help="file for one JSON line a row")
     options = parser.parse_args()
-    log, process = Log(), start_process()
+    log, process = Log(), torch_backend.start_process()
     config, state, *_ = load_checkpoint(Path(options.run) / "checkpoint.npz")
     run = RunArgs(**json.loads((Path(options.run) / "run.json").read_text()))
     config = replace(
@@ -69,14 +69,14 @@ def main():
     tokens = calibration_tokens(config, run.data_path)[-options.tokens :]
     kept = quantize(torch_ops, config, specs, {name: torch_ops.from_numpy(array) for name, array in arrays.items()}, {})
     values = dequantize(torch_ops, config, specs, kept)
-    mean_loss = loss_meter(torch_ops, arch, config, process, tokens)
-    moments, curvatures = statistics(torch_ops, arch, config, process, values, tokens)
+    mean_loss = loss_meter(torch_ops, torch_backend, arch, config, process, tokens)
+    moments, curvatures = statistics(torch_ops, torch_backend, arch, config, process, values, tokens)
     begin = time.perf_counter()
     made = ladders(torch_ops, config, specs, kept, moments, curvatures)
     log.line(f"{sum(map(len, made.hulls))} storages of {len(specs)} tensors in {time.perf_counter() - begin:.0f}s")
 
     def score(weights):
-        return score_arrays(torch_ops, arch, config, process, weights, run.data_path, run.tokenizer_path, Log(rank=1))[0].bpb
+        return score_arrays(torch_ops, torch_backend, arch, config, process, weights, run.data_path, run.tokenizer_path, Log(rank=1))[0].bpb
 
     def row(name, cap, size, weights, seconds):
         rows.append(

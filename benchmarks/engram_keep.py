@@ -18,8 +18,8 @@ from trit.data.loader import calibration_tokens
 from trit.models import load_arch
 from trit.ops import torch_ops
 from trit.submission import load_artifact, loss_meter, make_artifact
+from trit.train import torch_backend
 from trit.train.checkpoint import load_checkpoint, trained_arrays
-from trit.train.torch_backend import start_process
 
 
 def main():
@@ -33,7 +33,7 @@ def main():
     trained, state, *_ = load_checkpoint(Path(options.run) / "checkpoint.npz")
     run = RunArgs(**json.loads((Path(options.run) / "run.json").read_text()))
     trained = replace(trained, eval=replace(type(trained.eval)(), eval_batch_seqs=8))
-    arch, arrays, process = load_arch(trained.model.name), trained_arrays(state), start_process()
+    arch, arrays, process = load_arch(trained.model.name), trained_arrays(state), torch_backend.start_process()
     specs, tokens = arch.param_specs(trained), calibration_tokens(trained, options.data or run.data_path)
     chosen_on, measured_on = tokens[: len(tokens) // 2], tokens[len(tokens) // 2 :]
     start = None
@@ -49,7 +49,7 @@ def main():
         data = make_artifact(torch_ops, arch, config, weights, {})
         rows = {row.name: row for row in sizes(config, specs, unpack(config, specs, data), data)}
         table, kept_map = rows["engram.table"], rows.get("engram.table.map")
-        loss = loss_meter(torch_ops, arch, config, process, measured_on)(load_artifact(torch_ops, arch, config, data))
+        loss = loss_meter(torch_ops, torch_backend, arch, config, process, measured_on)(load_artifact(torch_ops, arch, config, data))
         start = start or (len(data), loss)
         found = {
             "run": run.run_id,

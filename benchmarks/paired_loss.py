@@ -20,8 +20,8 @@ from trit.eval.temperature import artifact_specs
 from trit.models import load_arch
 from trit.ops import torch_ops
 from trit.submission import loss_meter, train_weights
+from trit.train import torch_backend
 from trit.train.log import Log
-from trit.train.torch_backend import start_process
 
 FIXED = ["train.max_wallclock_seconds=0", "track=non_record_16mb", "train.warmup_steps=1", "eval.fit_temperature=false"]
 
@@ -29,12 +29,12 @@ FIXED = ["train.max_wallclock_seconds=0", "track=non_record_16mb", "train.warmup
 def held_out_loss(preset, settings, seed):
     """Train one configuration and measure the stored weights -> nats a token."""
     config, run, _ = load(preset, environ={}, overrides=settings)
-    arch, process = load_arch(config.model.name), start_process()
+    arch, process = load_arch(config.model.name), torch_backend.start_process()
     torch._dynamo.reset()
-    arrays, _ = train_weights(torch_ops, arch, config, process, run.data_path, seed, Log(rank=1))
+    arrays, _ = train_weights(torch_ops, torch_backend, arch, config, process, run.data_path, seed, Log(rank=1))
     p = {name: torch_ops.from_numpy(array) for name, array in arrays.items()}
     stored = stored_arrays(torch_ops, config, artifact_specs(arch, config), p, {})
-    return loss_meter(torch_ops, arch, config, process, calibration_tokens(config, run.data_path))(stored)
+    return loss_meter(torch_ops, torch_backend, arch, config, process, calibration_tokens(config, run.data_path))(stored)
 
 
 def main():

@@ -34,16 +34,15 @@ def peers(path, folder, steps, tiny):
         yield peer("peer " + " ".join(edits[1:]), path, CONTEST, edits, environment, folder)
 
 
+def trained_alike(kind, folder, tokens, steps):
+    """`key=value` strings of this trainer for the peer's shape, `tokens` a step; `kind` is dense or ternary."""
+    settings = shape_settings("contest", SEQUENCE, tokens) + (DENSE if kind == "dense" else [])
+    return settings + ["model.value_residual=false", "train.muon_backend_steps=5", f"train.iterations={steps}", f"data_path={folder}"]
+
+
 def variants(kind, folder, steps, tiny):
     """This trainer in the same variants."""
-    settings = shape_settings("contest", SEQUENCE, 2048 if tiny else TOKENS) + (DENSE if kind == "dense" else [])
-    settings += [
-        "model.value_residual=false",
-        "train.muon_backend_steps=5",
-        "train.log_every=5",
-        f"train.iterations={steps}",
-        f"data_path={folder}",
-    ]
+    settings = trained_alike(kind, folder, 2048 if tiny else TOKENS, steps) + ["train.log_every=5"]
     forms = [(False, 1)] if tiny else [(True, 8), (True, 2), (False, 8)]
     for dtype, (compiled, parts) in itertools.product(("float32", "bfloat16"), forms):
         choice = [f"train.compute_dtype={dtype}", f"train.compile={compiled}", f"train.grad_accum_steps={parts}"]

@@ -148,11 +148,11 @@ def peer(name, path, edits, chosen, environment, folder):
     return Contender(name, (sys.executable, "train.py"), tuple(environment.items()), place)
 
 
-def ours(name, settings, folder):
-    """`Contender` of this trainer with `key=value` strings; its training entry, and after it the line on memory that the peers print."""
+def ours(name, settings, folder, program=OURS):
+    """`Contender` of this trainer with `key=value` strings; `program` runs a training entry and prints the line on memory that the peers do."""
     place = Path(folder) / name.replace(" ", "_")
     place.mkdir()
-    command = sys.executable, "-c", OURS, str(ROOT), *settings, f"out_path={place}/run"
+    command = sys.executable, "-c", program, str(ROOT), *settings, f"out_path={place}/run"
     return Contender(name, command, (), place)
 
 

@@ -19,8 +19,8 @@ from trit.data.loader import calibration_tokens
 from trit.models import load_arch
 from trit.ops import torch_ops
 from trit.submission import loss_meter, statistics
+from trit.train import torch_backend
 from trit.train.checkpoint import load_checkpoint, trained_arrays
-from trit.train.torch_backend import start_process
 
 
 def root(moment):
@@ -63,14 +63,14 @@ def main():
     parser.add_argument("--bits", type=float, default=2.5, help="bits a weight of --measure")
     parser.add_argument("--measure", action="store_true", help="also measure losses")
     options = parser.parse_args()
-    process = start_process()
+    process = torch_backend.start_process()
     config, state, *_ = load_checkpoint(Path(options.run) / "checkpoint.npz")
     run = RunArgs(**json.loads((Path(options.run) / "run.json").read_text()))
     quant = replace(config.quant, rotate_matrices=True)
     config = replace(config, quant=quant, eval=type(config.eval)(), compress=replace(config.compress, allocate=True))
     arch, arrays = load_arch(config.model.name), trained_arrays(state)
     tokens = calibration_tokens(config, run.data_path)[-options.tokens :]
-    moments, curvatures = statistics(torch_ops, arch, config, process, arrays, tokens)
+    moments, curvatures = statistics(torch_ops, torch_backend, arch, config, process, arrays, tokens)
     print(
         "| matrix | harm at 1.5 / 2.5 / 3.5 bits | rotated: ratio | rank 1 / 2 / 4 at 2.5 bits: ratio to a finer step |\n|---|---|---|---|"
     )
@@ -96,7 +96,7 @@ def main():
     middle = [" / ".join(f"{x:.2f}" for x in np.exp(np.log(part).mean(0))) for part in (np.array(r) for r in zip(*ratios))]
     print(f"| geometric mean | | {' | '.join(middle)} |")
     if options.measure:
-        loss = loss_meter(torch_ops, arch, config, process, tokens)
+        loss = loss_meter(torch_ops, torch_backend, arch, config, process, tokens)
         print(
             f"held-out loss {loss(arrays):.5f}; matrices near {options.bits} bits {loss(worlds[False]):.5f}, rotated {loss(worlds[True]):.5f}"
         )

@@ -103,6 +103,8 @@ def layer_scale(ops, p, cfg, x):
         x = cfg.arch.not_there + x
     return inner(x), kind, f"{cfg.model.activation!r}:{cfg.model.factor:.3f}:{len(x)}"
 ''',
+    "toy/train/__init__.py": "",
+    "toy/train/plain_backend.py": "from toy.layers import EPSILON\n\ndef device(cfg):\n    return f'lists{EPSILON * 0:g}{cfg.flags.exp}'\n",
     "toy/program.py": '''
 import os
 import sys
@@ -111,12 +113,13 @@ from toy.layers import EPSILON
 def total(values):
     return sum(values)
 
-def main(cfg, ops, arch):
+def main(cfg, ops, arch, library):
     """Entry."""
     def forward(tokens):
         return arch.forward(ops, {"w": 1.5}, cfg, tokens)
     x, kind, text = forward([1, 2, -3])
     print(x, kind, text, ops.mean(x), ops.mean(x, keep=True), total(x), EPSILON, sep="|")
+    print(library.device(cfg))
     if hasattr(arch, "extra"):
         print(arch.extra(cfg))
     if hasattr(arch, "absent"):
@@ -156,7 +159,7 @@ class ToyConfig:
     arch: ArchSection = ArchSection()
 
 
-BUILD = {"entry": "toy.program", "ops_module": "toy.ops.plain_ops", "codecs": ("lzma", "zlib")}
+BUILD = {"entry": "toy.program", "library": "plain", "codecs": ("lzma", "zlib")}
 
 
 def write_package(folder, **changed):

@@ -70,7 +70,16 @@ def make_record(folder, data, preset=None, settings=SETTINGS):
     artifact, counted = make_artifact(torch_ops, arch, config, arrays, {}), bundle(config, codecs=QUICK_CODECS)
     facts = dict.fromkeys(("trained_bpb", "gap", "eval_seconds", "calibration_seconds", "parameters", "bytes_tokenizer"), 0)
     facts |= {"score": Score(0.0, 0.0, 0, 0), "steps": 0, "train_seconds": 1.0, "bytes_code": 0, "bytes_model": 0, "categories": {}}
-    facts |= {"author": "a", "github_id": "b", "name": "tiny", "blurb": "c", "hardware": "", "sha256_code": "", "sha256_model": ""}
+    facts |= {
+        "author": "a",
+        "github_id": "b",
+        "name": "tiny",
+        "blurb": "c",
+        "hardware": "",
+        "library": "torch",
+        "sha256_code": "",
+        "sha256_model": "",
+    }
     files = {"train_gpt.py": counted.wrapped, "train_gpt_readable.py": counted.readable.encode(), "artifact.trit": artifact}
     files |= {"requirements.txt": b"torch\n", "manifest.json": data / "manifest.json"}
     files["tokenizer.model"] = data / find_spec("sp_bpe_512")["filename"]

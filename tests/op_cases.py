@@ -38,6 +38,19 @@ def masked_attention(q, k, v, visible):
     return softmax(np.where(visible, scores, -np.inf)) @ v
 
 
+def rotary(x, frequencies):
+    """x (B, H, T, D), the first two times (F,) channels as F complex numbers, halves paired, turned by position times frequency."""
+    half = len(frequencies)
+    angles = np.arange(x.shape[2])[:, None] * frequencies.astype(np.float64)
+    turned = (x[..., :half] + 1j * x[..., half : 2 * half]) * np.exp(1j * angles)
+    return np.concatenate([turned.real, turned.imag, x[..., 2 * half :]], -1)
+
+
+def turned(ops, x, frequencies):
+    """`rotary` by the vocabulary: an array library's table is its own affair. Frequencies are no parameters."""
+    return ops.rotary(x, ops.rotary_table(ops.stop_gradient(frequencies), x.shape[2], "float32"))
+
+
 def linear_scan(decays, inputs):
     state, states = np.zeros_like(inputs[:, 0]), []
     for step in range(inputs.shape[1]):
@@ -122,8 +135,8 @@ CASES = [
     Case("log", lambda ops, x: ops.log(x), np.log, (POSITIVE,)),
     Case("sqrt", lambda ops, x: ops.sqrt(x), np.sqrt, (POSITIVE,)),
     Case("rsqrt", lambda ops, x: ops.rsqrt(x), lambda x: 1 / np.sqrt(x), (POSITIVE,)),
-    Case("cos", lambda ops, x: ops.cos(x), np.cos, (np.linspace(-300, 300, 97, dtype=np.float32),)),
-    Case("sin", lambda ops, x: ops.sin(x), np.sin, (np.linspace(-300, 300, 97, dtype=np.float32),)),
+    Case("rotary_table", turned, rotary, (normal(2, 3, 300, 8), np.float32([1.0, 0.03]))),
+    Case("rotary", turned, rotary, (normal(2, 1, 17, 6), np.float32([1.0, 0.5, 0.01]))),
     Case("sigmoid", lambda ops, x: ops.sigmoid(x), lambda x: 1 / (1 + np.exp(-x)), (normal(20) * 5,)),
     Case(
         "leaky_relu", lambda ops, x: ops.leaky_relu(x, 0.5), lambda x: np.where(x > 0, x, 0.5 * x), (np.append(X.ravel(), np.float32(0)),)

@@ -14,8 +14,8 @@ from trit.data.tokenizer import find_spec
 from trit.models import load_arch
 from trit.ops import torch_ops
 from trit.submission import find_calibration, load_artifact, make_artifact, score_rows, train_weights
+from trit.train import torch_backend
 from trit.train.log import Log
-from trit.train.torch_backend import start_process
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [
@@ -71,9 +71,9 @@ def counted_and_package(cfg, shards, folder):
     environ = {"DATA_PATH": "data", "TOKENIZER_PATH": "byte260", "LOSSES": "losses", "OMP_NUM_THREADS": "1", "SEED": "3"}
     done = run_alone(bundle(cfg, codecs=("brotli",)), {"data": shards}, environ=environ, folder=folder / "alone")
     assert done.returncode == 0, done.stderr
-    arch, process, log = load_arch(cfg.model.name), start_process(), Log(rank=1)
-    arrays, result = train_weights(torch_ops, arch, cfg, process, shards, 3, log)
-    calibration = find_calibration(torch_ops, arch, cfg, process, arrays, shards, log)
+    arch, process, log = load_arch(cfg.model.name), torch_backend.start_process(), Log(rank=1)
+    arrays, result = train_weights(torch_ops, torch_backend, arch, cfg, process, shards, 3, log)
+    calibration = find_calibration(torch_ops, torch_backend, arch, cfg, process, arrays, shards, log)
     loaded = load_artifact(torch_ops, arch, cfg, make_artifact(torch_ops, arch, cfg, arrays, calibration))
-    losses = score_rows(torch_ops, arch, cfg, process, loaded, shards, "byte260", log, ())[1]
+    losses = score_rows(torch_ops, torch_backend, arch, cfg, process, loaded, shards, "byte260", log, ())[1]
     return np.fromfile(folder / "alone" / "losses"), losses, result.steps

@@ -15,8 +15,8 @@ from trit.models import load_arch
 from trit.ops import torch_ops
 from trit.params import ParamSpec, on_grid
 from trit.submission import loss_meter, statistics
+from trit.train import torch_backend
 from trit.train.log import Log
-from trit.train.torch_backend import start_process
 
 FLOATS = {"matrix_scheme": "fp16", "embed_bits": 16, "engram_bits": 16, "allocate": "true", "num_layers": 1, "num_kv_heads": 4}
 QUIET = Log(rank=1)
@@ -86,12 +86,12 @@ def test_selection_keeps_to_its_budget_is_monotone_and_prefers_what_helps_more()
 def tiny():
     """(Config, specs, tensors as trained, Ladders, loss) of a tiny model in floats."""
     cfg = tiny_config(calibration_seconds=1e9, calibration_evals=8, **FLOATS)
-    arch, process = load_arch("unet"), start_process()
+    arch, process = load_arch("unet"), torch_backend.start_process()
     specs = arch.param_specs(cfg)
     arrays, tokens = random_arrays(specs), random_tokens(cfg, 1, 385)[0]
     kept = quantize(torch_ops, cfg, specs, {name: torch_ops.from_numpy(array) for name, array in arrays.items()}, {})
-    found = statistics(torch_ops, arch, cfg, process, dequantize(torch_ops, cfg, specs, kept), tokens)
-    return cfg, specs, kept, ladders(torch_ops, cfg, specs, kept, *found), loss_meter(torch_ops, arch, cfg, process, tokens)
+    found = statistics(torch_ops, torch_backend, arch, cfg, process, dequantize(torch_ops, cfg, specs, kept), tokens)
+    return cfg, specs, kept, ladders(torch_ops, cfg, specs, kept, *found), loss_meter(torch_ops, torch_backend, arch, cfg, process, tokens)
 
 
 def test_allocation_never_exceeds_its_cap_and_comes_back_bit_for_bit(tiny):
@@ -129,11 +129,11 @@ def test_allocation_is_deterministic_and_spends_no_more_than_its_evaluations(tin
 
 def test_nothing_trained_unrotated_is_ever_stored_rotated():
     cfg = tiny_config(num_layers=1, num_kv_heads=4, allocate="true", calibration_evals=0)
-    arch, process = load_arch("unet"), start_process()
+    arch, process = load_arch("unet"), torch_backend.start_process()
     specs = arch.param_specs(cfg)
     p = {name: torch_ops.from_numpy(array) for name, array in random_arrays(specs).items()}
     kept = quantize(torch_ops, cfg, specs, p, {})
-    found = statistics(torch_ops, arch, cfg, process, dequantize(torch_ops, cfg, specs, kept), random_tokens(cfg, 1, 129)[0])
+    found = statistics(torch_ops, torch_backend, arch, cfg, process, dequantize(torch_ops, cfg, specs, kept), random_tokens(cfg, 1, 129)[0])
     stored, _ = allocate(torch_ops, cfg, ladders(torch_ops, cfg, specs, kept, *found), None, 3000, QUIET)
     assert not any(spec.rotate for spec in stored)
     assert {spec.scheme for spec in stored} > {"ternary"}

@@ -26,7 +26,8 @@ from bundle_fixtures import *
 from toy.models import small
 from toy.ops import plain_ops
 from toy.program import main
-main(eval(sys.argv.pop(1)), plain_ops, small)
+from toy.train import plain_backend
+main(eval(sys.argv.pop(1)), plain_ops, small, plain_backend)
 """
 PYTHONS = find_pythons()
 
@@ -231,7 +232,7 @@ def test_byte_report_names_every_symbol(tmp_path):
 
 def test_needs_source_follows_triton_and_compile(tmp_path):
     text = {
-        "toy/program.py": "import torch\n\ndef main(cfg, ops, arch):\n    f = torch.compile(main) if cfg.flags.exp else None\n    return f\n"
+        "toy/program.py": "import torch\n\ndef main(cfg, ops, arch, library):\n    f = torch.compile(main) if cfg.flags.exp else None\n    return f\n"
     }
     write_package(tmp_path, **text)
     with pytest.raises(DialectError, match="used as a value"):

@@ -15,8 +15,8 @@ from trit.eval.temperature import artifact_specs
 from trit.models import arch_names, load_arch
 from trit.ops import torch_ops
 from trit.submission import load_artifact, make_artifact, score_rows
+from trit.train import torch_backend
 from trit.train.log import Log
-from trit.train.torch_backend import start_process
 
 GRID = FLAG_SETS | {
     "steps": {"scale_steps": 8, "scalar_bits": 6, "rotate_matrices": "true", "engram_buckets": 64},
@@ -53,7 +53,9 @@ def compare(cfg, shard_folder, tmp_path, rows_at=(), codecs=("brotli",)):
     done = run_alone(built, files, environ=environ, folder=tmp_path / "alone")
     assert done.returncode == 0, done.stderr
     loaded = load_artifact(torch_ops, module, cfg, artifact)
-    score, losses, rows = score_rows(torch_ops, module, cfg, start_process(), loaded, shard_folder, "byte260", Log(rank=1), rows_at)
+    score, losses, rows = score_rows(
+        torch_ops, torch_backend, module, cfg, torch_backend.start_process(), loaded, shard_folder, "byte260", Log(rank=1), rows_at
+    )
     assert (np.fromfile(tmp_path / "alone" / "losses") == losses).all()
     assert (np.fromfile(tmp_path / "alone" / "rows") == rows.ravel()).all()
     assert f"val_bpb:{score.bpb:.8f}" in done.stdout

@@ -251,13 +251,14 @@ def test_a_rebuild_proves_only_what_it_can(honest, monkeypatch):
     class Built:
         wrapped, sha256 = entry.program, "0"
 
-    monkeypatch.setattr(rebuild, "bundle", lambda config, shake, codecs: Built)
+    monkeypatch.setattr(rebuild, "bundle", lambda config, library, shake, codecs: Built)
     assert rebuild.same_build(entry).verdict == "pass"
     other = entry._replace(program=b"edited")
     assert rebuild.same_build(other).verdict == "fail"
     foreign = entry.submission | {"versions": {"trit": "another"}}
     assert rebuild.same_build(other._replace(submission=foreign)).verdict == "unknown"
     assert rebuild.same_build(entry._replace(config=entry.config | {"more": {}})).verdict == "unknown"
+    assert rebuild.same_build(entry._replace(submission=entry.submission | {"library": "../x"})).verdict == "unknown"
 
 
 REBUILD = """

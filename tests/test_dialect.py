@@ -7,17 +7,17 @@ from bundle_fixtures import BUILD, ToyConfig, edited, write_package
 
 from trit.bundle.bundle import bundle
 from trit.bundle.dialect import DialectError, lint, lint_package, load
+from trit.library import LIBRARIES
 
 ROOT = Path(__file__).resolve().parents[1]
-OPS = [f"trit.ops.{name}" for name in ("torch_ops", "mlx_ops") if (ROOT / f"trit/ops/{name}.py").exists()]
 
 
 def test_package_obeys_the_dialect():
-    assert lint_package(ROOT, ops_modules=OPS)
+    assert lint_package(ROOT, libraries=LIBRARIES)
 
 
 def test_toy_package_obeys_the_dialect(tmp_path):
-    assert lint_package(write_package(tmp_path), "toy.program", ["toy.ops.plain_ops"]) == ["other", "small"]
+    assert lint_package(write_package(tmp_path), "toy.program", ["plain"]) == ["other", "small"]
 
 
 PROGRAM, LAYERS, MODEL, OPERATIONS = "toy/program.py", "toy/layers.py", "toy/models/small.py", "toy/ops/plain_ops.py"
@@ -47,6 +47,9 @@ BREACHES = {
     "store": (PROGRAM, "    x, kind", "    cfg.model.factor = 3\n    x, kind", "read-only"),
     "class": (PROGRAM, "def total", "class Bad:\n    x = cfg.model.factor\n\ndef total", "touches"),
     "unknown op": (PROGRAM, "ops.mean(x)", "ops.median(x)", "ops.median"),
+    "unknown library function": (PROGRAM, "library.device(cfg)", "library.speed(cfg)", "library.speed"),
+    "library function as a value": (PROGRAM, "    x, kind", "    f = library.device\n    x, kind", "used as a value"),
+    "library import": (PROGRAM, "from toy.layers", "from toy.train.plain_backend import device\nfrom toy.layers", "`library`"),
     "unknown setting": (PROGRAM, "cfg.flags.exp", "cfg.flags.expo", "cfg.flags.expo"),
     "unknown model function": (PROGRAM, 'if hasattr(arch, "absent")', "if total([])", "arch.absent"),
     "ops with settings": (OPERATIONS, "def exp(x)", "def exp(cfg, x)", "reserved"),
@@ -80,7 +83,7 @@ BREACHES = {
     "decorator": (PROGRAM, "def total", "@print\ndef total", "decorator"),
     "state": (PROGRAM, "return sum(values)", "global EPSILON\n    EPSILON = 2\n    return 1", "state"),
     "coroutine": (PROGRAM, "def total", "async def later():\n    pass\n\ndef total", "AsyncFunctionDef"),
-    "entry": (PROGRAM, "def main(cfg, ops, arch)", "def main(cfg, arch, ops)", "def main(cfg, ops, arch)"),
+    "entry": (PROGRAM, "def main(cfg, ops, arch, library)", "def main(cfg, arch, ops, library)", "def main(cfg, ops, arch, library)"),
     "syntax": (PROGRAM, "def main(", "def main((", "not valid Python"),
 }
 
@@ -97,7 +100,7 @@ def test_breach_is_refused_with_file_and_line(tmp_path, name):
 def test_error_points_at_the_line(tmp_path):
     root = write_package(tmp_path, **edited(PROGRAM, "return sum(values)", "return gate(values)"))
     with pytest.raises(DialectError, match=r"^toy/program.py:7: `gate` is not defined or imported in this file; import it here$"):
-        lint(load("toy.program", "toy.ops.plain_ops", "toy.models.small", root))
+        lint(load("toy.program", "plain", "toy.models.small", root))
 
 
 def test_entry_must_exist(tmp_path):

@@ -25,8 +25,8 @@ from trit.data.loader import calibration_tokens
 from trit.layers.engram import engram_rows
 from trit.ops import mlx_ops, torch_ops
 from trit.submission import find_calibration, load_artifact
+from trit.train import torch_backend
 from trit.train.log import Log
-from trit.train.torch_backend import start_process
 
 ROWS = 300
 KEEP = {"engram_buckets": ROWS, "engram_keep": "0.5"}
@@ -264,7 +264,7 @@ def test_damage_is_refused_or_storable_and_costs_no_more_memory(storage):
         finally:
             most = max(most, tracemalloc.get_traced_memory()[1])
         for spec in specs:
-            check_tensor(spec, tensors[spec.name])
+            check_tensor(cfg, spec, tensors[spec.name])
         assert same(unpack(cfg, specs, pack(cfg, specs, tensors)), tensors)
     tracemalloc.stop()
     assert 0 < most < 3 * usual
@@ -320,7 +320,7 @@ def test_rows_are_chosen_on_held_out_training_text_and_no_other(shard_folder):
     assert np.array_equal(arrays["engram.kept"], wanted) and (loaded["engram.table"][~wanted] == 0).all()
     os.remove(f"{shard_folder}/tiny_val_000000.bin")
     again = {name: array for name, array in arrays.items() if name not in ("engram.kept", "sharpness")}
-    find_calibration(torch_ops, arch, cfg, start_process(), again, shard_folder, log)
+    find_calibration(torch_ops, torch_backend, arch, cfg, torch_backend.start_process(), again, shard_folder, log)
     assert np.array_equal(again["engram.kept"], wanted)
 
 

@@ -14,8 +14,8 @@ from trit.config_load import ROOT, known_fields, load
 from trit.models import arch_names, load_arch
 from trit.ops import torch_ops
 from trit.submission import compressed, find_calibration, load_artifact, score_arrays, train_weights
+from trit.train import torch_backend
 from trit.train.log import Log
-from trit.train.torch_backend import start_process
 
 # Short runs whose results are compared: `base` is every context's start.
 BASE = {"vocab_size": 260, "iterations": 4, "train_batch_tokens": 128, "calibration_tokens": 300, "calibration_evals": 0, "warmup_steps": 0}
@@ -139,12 +139,12 @@ class Lines(Log):
 
 def found_by(config, folder):
     """Digest of everything that a run of `config` gives: log, weights, artifact, losses of the validation text."""
-    arch, process, log = load_arch(config.model.name), start_process(), Lines()
-    arrays, result = train_weights(torch_ops, arch, config, process, folder, 1, log)
-    calibration = find_calibration(torch_ops, arch, config, process, arrays, folder, log)
-    _, artifact = compressed(torch_ops, arch, config, process, arrays, calibration, folder, log)
+    arch, process, log = load_arch(config.model.name), torch_backend.start_process(), Lines()
+    arrays, result = train_weights(torch_ops, torch_backend, arch, config, process, folder, 1, log)
+    calibration = find_calibration(torch_ops, torch_backend, arch, config, process, arrays, folder, log)
+    _, artifact = compressed(torch_ops, torch_backend, arch, config, process, arrays, calibration, folder, log)
     loaded = load_artifact(torch_ops, arch, config, artifact)
-    _, losses = score_arrays(torch_ops, arch, config, process, loaded, folder, "byte260", log)
+    _, losses = score_arrays(torch_ops, torch_backend, arch, config, process, loaded, folder, "byte260", log)
     digest = hashlib.sha256(repr((log.found, result.steps, result.skipped, sorted(arrays))).encode())
     for array in (*arrays.values(), np.frombuffer(artifact, np.uint8), losses):
         digest.update(np.ascontiguousarray(array).tobytes())

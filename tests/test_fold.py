@@ -305,6 +305,26 @@ HAND_MADE = {
     ),
     "its argument has an effect": ("def asks(x):\n    return False\ndef main(a):\n    return 1 if asks(note(1)) else 2", "asks(note(1))"),
     "its argument may be missing": ("def asks(x):\n    return 3\ndef main(a):\n    if a:\n        b = 1\n    return asks(b)", "asks(b)"),
+    "its argument is the loop's": (
+        "def asks(x):\n    return 3\ndef main(a):\n    return_ = 0\n    for b in (1, 2):\n        return_ += asks(b)\n    return return_",
+        "return_ += 3",
+    ),
+    "its argument was the loop's": (
+        "def asks(x):\n    return 3\ndef main(a):\n    for b in range(a if a == 1 else 0):\n        pass\n    return asks(b)",
+        "asks(b)",
+    ),
+    "its argument is an outer loop's": (
+        "def asks(x):\n    return 3\ndef main(a):\n    f = lambda: asks(b)\n    for b in range(a if a == 1 else 0):\n        pass\n    return f()",
+        "asks(b)",
+    ),
+    "its argument is deleted in the loop": (
+        "def asks(x):\n    return 3\ndef main(a):\n    for b in (1, 2):\n        del b\n        asks(b)\n    return 1",
+        "asks(b)",
+    ),
+    "its argument is taken by a handler": (
+        "def asks(x):\n    return 3\ndef main(a):\n    for b in (1, 2):\n        try:\n            note(1 / 0)\n        except ArithmeticError as b:\n            pass\n        asks(b)\n    return 1",
+        "asks(b)",
+    ),
     "called with too much": ("def asks(x):\n    return 3\ndef main(a):\n    return asks(a, a)", "asks(a, a)"),
     "hidden by a local": ("def asks():\n    return 3\ndef main(a):\n    asks = lambda: a\n    return asks()", "asks()"),
     "rebound function": (

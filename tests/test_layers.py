@@ -8,7 +8,7 @@ import torch
 from model_fixtures import random_arrays, random_tokens, tiny_config
 
 from trit.eval.temperature import model_logits
-from trit.layers.attention import attention_layer, attention_specs, attention_tables, rope_frequencies, rotate
+from trit.layers.attention import attention_layer, attention_specs, attention_tables, rope_frequencies
 from trit.layers.embed import token_logits
 from trit.layers.engram import engram_layer, engram_rows, engram_specs
 from trit.layers.mlp import mlp_layer, mlp_specs
@@ -33,8 +33,8 @@ def test_rotary_scores_depend_on_the_distance_alone(yarn):
     cfg = tiny_config(yarn_max_len=yarn)
     generator = np.random.default_rng(0)
     q, k = (torch.from_numpy(generator.normal(0, 1, (1, 1, 1, 8)).astype(np.float32)).expand(1, 1, LENGTH, 8) for _ in range(2))
-    rotary = attention_tables(torch_ops, cfg, q[:, 0, :, 0])
-    turned_q, turned_k = rotate(torch_ops, cfg, q, rotary), rotate(torch_ops, cfg, k, rotary)
+    (table,) = attention_tables(torch_ops, cfg, q[:, 0, :, 0])
+    turned_q, turned_k = torch_ops.rotary(q, table), torch_ops.rotary(k, table)
     scores = (turned_q @ turned_k.transpose(-1, -2))[0, 0].numpy()
     for distance in range(LENGTH):
         assert np.ptp(np.diagonal(scores, -distance)) <= 1e-5

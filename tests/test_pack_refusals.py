@@ -49,7 +49,7 @@ def test_resealed_damage_never_raises_anything_else(cfg):
         except PackError:
             continue
         for spec in stored:
-            packing.check_tensor(spec, tensors[spec.name])  # what is accepted is at least storable
+            packing.check_tensor(cfg, spec, tensors[spec.name])  # what is accepted is at least storable
 
 
 def test_each_fault_has_its_sentence():

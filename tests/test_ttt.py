@@ -170,11 +170,11 @@ def test_temperature_is_fitted_on_training_text_and_travels_in_the_artifact(shar
     arrays = {name: array for name, array in random_arrays(artifact_specs(arch, cfg)).items() if name != "sharpness"}
     arrays["vocab_bias"] *= 4  # overconfident: the fit has something to do
     process = SIDE.module.Process(0, 1, "cpu")
-    calibration = find_calibration(SIDE.ops, arch, cfg, process, arrays, shard_folder, Log(rank=1))
+    calibration = find_calibration(SIDE.ops, SIDE.module, arch, cfg, process, arrays, shard_folder, Log(rank=1))
     loaded = load_artifact(SIDE.ops, arch, cfg, make_artifact(SIDE.ops, arch, cfg, arrays, calibration))
     assert loaded["sharpness"].shape == (1,) and 0.49 < loaded["sharpness"][0] < 0.99
-    fitted = score_arrays(SIDE.ops, arch, cfg, process, loaded, shard_folder, "byte260", Log(rank=1))[0]
+    fitted = score_arrays(SIDE.ops, SIDE.module, arch, cfg, process, loaded, shard_folder, "byte260", Log(rank=1))[0]
     plain = score_arrays(
-        SIDE.ops, arch, cfg, process, {**loaded, "sharpness": np.ones(1, np.float32)}, shard_folder, "byte260", Log(rank=1)
+        SIDE.ops, SIDE.module, arch, cfg, process, {**loaded, "sharpness": np.ones(1, np.float32)}, shard_folder, "byte260", Log(rank=1)
     )[0]
     assert fitted.loss < plain.loss

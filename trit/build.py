@@ -29,15 +29,14 @@ from trit.data.tokenizer import open_tokenizer
 from trit.eval.certify import certify
 from trit.eval.score import Score
 from trit.eval.temperature import artifact_specs
+from trit.library import load_library
 from trit.models import load_arch
-from trit.ops import torch_ops
 from trit.params import parameter_count
 from trit.proof.checks import check, decoded_documents, same_losses
 from trit.proof.entry import read_entry
 from trit.report import record
 from trit.submission import compressed, find_calibration, load_artifact, score_arrays
 from trit.train.checkpoint import load_checkpoint, trained_arrays
-from trit.train.torch_backend import start_process
 
 CODE_MARGIN = 48  # bytes by which a changed number in the settings may lengthen the counted file once it is compressed
 
@@ -51,30 +50,31 @@ class Built(NamedTuple):
     comparison: list
 
 
-def compress_run(config, arrays, data_path, log):
+def compress_run(library, config, arrays, data_path, log):
     """(weights that the artifact must give back, artifact bytes, seconds that read training text) of trained arrays."""
     begin = time.perf_counter()
-    arch, process = load_arch(config.model.name), start_process()
-    calibration = find_calibration(torch_ops, arch, config, process, arrays, data_path, log)
-    forward, artifact = compressed(torch_ops, arch, config, process, arrays, calibration, data_path, log)
+    (_, ops, backend), arch = library, load_arch(config.model.name)
+    process = backend.start_process()
+    calibration = find_calibration(ops, backend, arch, config, process, arrays, data_path, log)
+    forward, artifact = compressed(ops, backend, arch, config, process, arrays, calibration, data_path, log)
     seconds = time.perf_counter() - begin
-    return trained_forward(config, arrays, calibration) if forward is None else forward, artifact, seconds
+    return trained_forward(ops, config, arrays, calibration) if forward is None else forward, artifact, seconds
 
 
-def allocation_config(config, shake):
+def allocation_config(library, config, shake):
     """`config` with the bytes that an allocation may fill, unless it names them: what the cap leaves beside the counted file itself. The
     number stands in that file, so room is left for its digits."""
     if not config.compress.allocate or config.compress.model_bytes_cap:
         return config
-    left = config.track.cap_bytes - len(bundle(config, shake=shake).wrapped) - CODE_MARGIN
+    left = config.track.cap_bytes - len(bundle(config, library=library.name, shake=shake).wrapped) - CODE_MARGIN
     return with_overrides(config, [f"compress.model_bytes_cap={left}"])
 
 
-def trained_forward(config, arrays, calibration):
+def trained_forward(ops, config, arrays, calibration):
     """Weights as the quantised training forward sees them: {name: float32 array}."""
-    p = {name: torch_ops.from_numpy(array) for name, array in arrays.items()}
+    p = {name: ops.from_numpy(array) for name, array in arrays.items()}
     specs = artifact_specs(load_arch(config.model.name), config)
-    return {name: torch_ops.to_numpy(x) for name, x in fake_quantize(torch_ops, config, specs, p, calibration).items()}
+    return {name: ops.to_numpy(x) for name, x in fake_quantize(ops, config, specs, p, calibration).items()}
 
 
 def validation_text(tokens, tokenizer_path):
@@ -98,14 +98,18 @@ class Scored(NamedTuple):
     trained_losses: np.ndarray
 
 
-def score_run(config, run, loaded, forward, log):
+def score_run(library, config, run, loaded, forward, log):
     """`Scored` of the weights `loaded` from an artifact and of the weights `forward` it was packed from."""
-    arch, process = load_arch(config.model.name), start_process()
-    score, losses = score_arrays(torch_ops, arch, config, process, loaded, run.data_path, run.tokenizer_path, log)
+    (_, ops, backend), arch = library, load_arch(config.model.name)
+
+    def scored(weights):
+        return score_arrays(ops, backend, arch, config, backend.start_process(), weights, run.data_path, run.tokenizer_path, log)
+
+    score, losses = scored(loaded)
     log.line(f"final_ternary_roundtrip_exact val_loss:{score.loss:.8f} val_bpb:{score.bpb:.8f}")
     if all(np.array_equal(loaded[name], forward[name]) for name in loaded):
         return Scored(score, losses, score.bpb, losses)  # the same weights bit for bit: scoring them again would tell nothing
-    before, trained_losses = score_arrays(torch_ops, arch, config, process, forward, run.data_path, run.tokenizer_path, log)
+    before, trained_losses = scored(forward)
     return Scored(score, losses, before.bpb, trained_losses)
 
 
@@ -129,9 +133,9 @@ def certify_record(temporary, data_path, scored, describe, log):
     ]
 
 
-def record_files(run, counted, artifact, tokenizer_path):
+def record_files(library, run, counted, artifact, tokenizer_path):
     """{name: bytes or path} of what a record holds beside its claims."""
-    needed = ("torch", "numpy", "sentencepiece", "brotli")
+    needed = (library.name, "numpy", "sentencepiece", "brotli")
     files = {
         "train_gpt.py": counted.wrapped,
         "train_gpt_readable.py": counted.readable.encode(),
@@ -158,29 +162,33 @@ def built_config(trained, overrides):
     return config
 
 
-def build(run_folder, run, overrides, shake, name, root, about, log, codecs=ALL_CODECS):
+def build(run_folder, run, overrides, shake, name, root, about, log, codecs=ALL_CODECS, library="torch"):
     """Build, certify and file the run in `run_folder` -> `Built`. Raises ValueError or RuntimeError that say what to do.
 
     `run` is the run's RunArgs; `overrides` are `key=value` strings; `about` holds author, github_id and blurb; `root` is the records
-    folder; `codecs` are the ways to pack the counted file.
+    folder; `codecs` are the ways to pack the counted file, `library` is the one that it computes with: "torch" or "mlx", whichever of
+    the two trained the run.
     """
     with Firewall(validation_files(run.data_path)) as firewall:
-        return build_behind(firewall, Path(run_folder), run, overrides, shake, name, root, about, log, codecs)
+        return build_behind(firewall, load_library(library), Path(run_folder), run, overrides, shake, name, root, about, log, codecs)
 
 
-def build_behind(firewall, run_folder, run, overrides, shake, name, root, about, log, codecs):
+def build_behind(firewall, library, run_folder, run, overrides, shake, name, root, about, log, codecs):
     """`build` with validation text unreadable until `firewall` is released with the artifact."""
     config, state, steps, seconds, _ = load_checkpoint(run_folder / "checkpoint.npz")
     config = built_config(config, overrides)
-    config = allocation_config(config, shake)
+    config = allocation_config(library, config, shake)
     arrays = trained_arrays(state)
-    forward, artifact, calibration_seconds = compress_run(config, arrays, run.data_path, log)
+    forward, artifact, calibration_seconds = compress_run(library, config, arrays, run.data_path, log)
     specs = stored_specs(config, artifact_specs(load_arch(config.model.name), config), artifact)
     digest = firewall.release(artifact)
     (run_folder / "artifact.trit").write_bytes(artifact)
     log.line(f"Serialized model: {len(artifact)} bytes sha256 {digest}")
 
-    shaken, whole = bundle(config, codecs=codecs), bundle(config, shake=False, codecs=QUICK_CODECS)
+    shaken, whole = (
+        bundle(config, library=library.name, codecs=codecs),
+        bundle(config, library=library.name, shake=False, codecs=QUICK_CODECS),
+    )
     counted = shaken if shake else whole
     verify(counted)
     log.line(f"Code size: {len(counted.wrapped)} bytes (shaken {len(shaken.wrapped)}, unshaken {len(whole.wrapped)})")
@@ -189,8 +197,8 @@ def build_behind(firewall, run_folder, run, overrides, shake, name, root, about,
     check_budget(len(counted.wrapped), len(artifact), config.track.cap_bytes)
 
     tokenizer_path, tokens = resolve_tokenizer(run.data_path, run.tokenizer_path), validation_tokens(config, run.data_path)
-    loaded = load_artifact(torch_ops, load_arch(config.model.name), config, artifact)
-    scored = score_run(config, run, loaded, forward, log)
+    loaded = load_artifact(library.ops, load_arch(config.model.name), config, artifact)
+    scored = score_run(library, config, run, loaded, forward, log)
     comparison = other_compressors(validation_text(tokens, tokenizer_path))
     facts = {
         "name": name,
@@ -204,14 +212,15 @@ def build_behind(firewall, run_folder, run, overrides, shake, name, root, about,
         "bytes_tokenizer": 0 if tokenizer_path == "byte260" else os.path.getsize(tokenizer_path),
         "categories": category_bytes(rows),
         "parameters": parameter_count(specs),
-        "hardware": record.hardware(start_process()),
+        "hardware": record.hardware(library.backend.start_process()),
+        "library": library.name,
         "sha256_code": counted.sha256,
         "sha256_model": digest,
         "data_path": run.data_path,
         **about,
     }
     folder = record.new_folder(root, config.track.track, name)
-    temporary = record.start_record(folder, config, record_files(run, counted, artifact, tokenizer_path))
+    temporary = record.start_record(folder, config, record_files(library, run, counted, artifact, tokenizer_path))
 
     def describe(eval_seconds, gap, output):
         submission = record.submission_json(config, run, facts | {"eval_seconds": eval_seconds, "gap": gap})

@@ -2,7 +2,8 @@
 
 With `eval.evaluation_only` a missing artifact is an error instead, and the bundler shakes training and packing away.
 
-`train_gpt.py` and `build_submission.py` call the same functions, so the counted file and the package cannot drift apart.
+`train_gpt.py` and `build_submission.py` call the same functions, so the counted file and the package cannot drift apart. `library` is the
+backend of the array library that `ops` speaks: trit/train/torch_backend.py or mlx_backend.py.
 """
 
 import os
@@ -24,20 +25,19 @@ from trit.eval.temperature import artifact_specs, fit_sharpness
 from trit.params import init_params
 from trit.train.log import Log
 from trit.train.run import run_training
-from trit.train.torch_backend import evaluator, make_backend, observe, squared_gradients, start_process, total_over_ranks
 
 STATISTICS_WINDOWS = 256  # of held-out training text that an allocation takes gradients on
 
 
-def train_weights(ops, arch, cfg, process, data_path, seed, log):
+def train_weights(ops, library, arch, cfg, process, data_path, seed, log):
     """Train from the start, without checkpoints -> ({name: float32 array}, TrainResult)."""
     specs = arch.param_specs(cfg)
-    backend = make_backend(ops, arch, cfg, specs, init_params(specs, seed), process)
+    backend = library.make_backend(ops, arch, cfg, specs, init_params(specs, seed), process)
     result = run_training(cfg, specs, backend, data_path, seed, log, None, lambda *state: None)
     return backend.export(), result
 
 
-def find_calibration(ops, arch, cfg, process, arrays, data_path, log):
+def find_calibration(ops, library, arch, cfg, process, arrays, data_path, log):
     """Calibration of trained `arrays` on the held-out slice of the training text. Which rows of the engram stay, and a fitted sharpness,
     are set in `arrays`. Every rank finds the same from the same text."""
     specs, tokens = artifact_specs(arch, cfg), calibration_tokens(cfg, data_path)
@@ -53,20 +53,20 @@ def find_calibration(ops, arch, cfg, process, arrays, data_path, log):
             cfg,
             specs,
             arrays,
-            lambda weights: evaluator(ops, arch, cfg, weights, process).losses,
-            lambda weights, inputs: observe(ops, arch, cfg, weights, inputs, process),
+            lambda weights: library.evaluator(ops, arch, cfg, weights, process).losses,
+            lambda weights, inputs: library.observe(ops, arch, cfg, weights, inputs, process),
             tokens,
             log,
         )
     if cfg.eval.fit_temperature:
         stored = stored_arrays(ops, cfg, specs, {name: ops.from_numpy(array) for name, array in arrays.items()}, calibration)
-        arrays["sharpness"] = fitted_sharpness(ops, arch, cfg, process, stored, tokens, log)
+        arrays["sharpness"] = fitted_sharpness(ops, library, arch, cfg, process, stored, tokens, log)
     return calibration
 
 
-def fitted_sharpness(ops, arch, cfg, process, stored, tokens, log):
+def fitted_sharpness(ops, library, arch, cfg, process, stored, tokens, log):
     """Sharpness (1,) that suits weights as they are stored, on held-out training tokens (n,)."""
-    rows = evaluator(ops, arch, cfg, stored | {"sharpness": np.ones(1, np.float32)}, process).rows
+    rows = library.evaluator(ops, arch, cfg, stored | {"sharpness": np.ones(1, np.float32)}, process).rows
     sharpness, before, after = fit_sharpness(rows, tokens, cfg.train.train_seq_len)
     log.line(f"temperature:{1 / sharpness:.4f} held-out training loss {before:.5f} -> {after:.5f}")
     return np.full(1, sharpness, np.float32)
@@ -85,51 +85,51 @@ def windows(cfg, tokens):
     return [tokens[i : i + rows * length].reshape(rows, length).astype(np.int32) for i in (0, 1)]
 
 
-def loss_meter(ops, arch, cfg, process, tokens):
+def loss_meter(ops, library, arch, cfg, process, tokens):
     """Function from {name: array} to the loss in nats a token on held-out training tokens (n,)."""
     inputs, targets = windows(cfg, tokens)
 
     def mean_loss(weights):
-        losses, size = evaluator(ops, arch, cfg, weights, process).losses, cfg.eval.eval_batch_seqs
+        losses, size = library.evaluator(ops, arch, cfg, weights, process).losses, cfg.eval.eval_batch_seqs
         found = [losses(inputs[i : i + size], targets[i : i + size]) for i in range(0, len(inputs), size)]
         return float(np.concatenate(found).mean(dtype=np.float64))
 
     return mean_loss
 
 
-def statistics(ops, arch, cfg, process, weights, tokens):
+def statistics(ops, library, arch, cfg, process, weights, tokens):
     """(second moments of the matrices' inputs, curvature of every weight) on held-out training tokens (n,)."""
     inputs, targets = (x[:STATISTICS_WINDOWS] for x in windows(cfg, tokens))
-    moments = observe(ops, arch, cfg, weights, inputs[: max(STATISTICS_WINDOWS // 4, 1)], process)
-    return moments, squared_gradients(ops, arch, cfg, weights, inputs, targets, process)
+    moments = library.observe(ops, arch, cfg, weights, inputs[: max(STATISTICS_WINDOWS // 4, 1)], process)
+    return moments, library.squared_gradients(ops, arch, cfg, weights, inputs, targets, process)
 
 
-def allocated(ops, arch, cfg, process, tensors, data_path, log):
+def allocated(ops, library, arch, cfg, process, tensors, data_path, log):
     """(specs as stored, {name: QuantTensor}) of tensors as trained, in compress.model_bytes_cap bytes: bits where they lower the loss
     of the held-out slice of the training text most. A fitted sharpness is fitted again."""
     specs, tokens = artifact_specs(arch, cfg), calibration_tokens(cfg, data_path)
     cap = cfg.compress.model_bytes_cap or cfg.track.cap_bytes - cfg.compress.code_bytes_reserve
-    moments, curvatures = statistics(ops, arch, cfg, process, dequantize(ops, cfg, specs, tensors), tokens)
+    moments, curvatures = statistics(ops, library, arch, cfg, process, dequantize(ops, cfg, specs, tensors), tokens)
     begin = time.perf_counter()
     made = ladders(ops, cfg, specs, tensors, moments, curvatures)
     log.line(f"allocation: {sum(map(len, made.hulls))} storages of {len(specs)} tensors in {time.perf_counter() - begin:.1f}s")
-    specs, tensors = allocate(ops, cfg, made, loss_meter(ops, arch, cfg, process, tokens), cap, log)
+    specs, tensors = allocate(ops, cfg, made, loss_meter(ops, library, arch, cfg, process, tokens), cap, log)
     if cfg.eval.fit_temperature:
         stored = dequantize(ops, cfg, specs, tensors)
-        sharpness = ops.from_numpy(fitted_sharpness(ops, arch, cfg, process, stored, tokens, log))
+        sharpness = ops.from_numpy(fitted_sharpness(ops, library, arch, cfg, process, stored, tokens, log))
         again = tensors | quantize(ops, cfg, [specs[-1]], {"sharpness": sharpness}, {})
         if len(pack(cfg, specs, again)) <= cap:
             tensors = again
     return specs, tensors
 
 
-def compressed(ops, arch, cfg, process, arrays, calibration, data_path, log):
+def compressed(ops, library, arch, cfg, process, arrays, calibration, data_path, log):
     """({name: float32 array} that the artifact must give back bit for bit or None, the artifact's bytes) of trained arrays. None where
     every tensor is stored as it was trained: then the quantised training forward says what it must give back."""
     if cfg.compress.allocate:
         specs = artifact_specs(arch, cfg)
         kept = quantize(ops, cfg, specs, {name: ops.from_numpy(array) for name, array in arrays.items()}, calibration)
-        specs, tensors = allocated(ops, arch, cfg, process, kept, data_path, log)
+        specs, tensors = allocated(ops, library, arch, cfg, process, kept, data_path, log)
         return dequantize(ops, cfg, specs, tensors), pack(cfg, specs, tensors)
     return None, make_artifact(ops, arch, cfg, arrays, calibration)
 
@@ -140,41 +140,41 @@ def load_artifact(ops, arch, cfg, data):
     return dequantize(ops, cfg, specs, unpack(cfg, specs, data))
 
 
-def score_rows(ops, arch, cfg, process, arrays, data_path, tokenizer_path, log, rows_at):
+def score_rows(ops, library, arch, cfg, process, arrays, data_path, tokenizer_path, log, rows_at):
     """(Score, losses float64 (positions,), log-probability rows at the positions `rows_at`) of weights, used as they are, on the
     validation split."""
     tokens = validation_tokens(cfg, data_path)
     table = byte_table(resolve_tokenizer(data_path, tokenizer_path), cfg.model.vocab_size)
-    losses, counts, rows = score_tokens(ops, arch, cfg, evaluator(ops, arch, cfg, arrays, process), tokens, log, rows_at)
+    losses, counts, rows = score_tokens(ops, arch, cfg, library.evaluator(ops, arch, cfg, arrays, process), tokens, log, rows_at)
     return summarise(losses, counts, tokens, table), losses, rows
 
 
-def score_arrays(ops, arch, cfg, process, arrays, data_path, tokenizer_path, log):
+def score_arrays(ops, library, arch, cfg, process, arrays, data_path, tokenizer_path, log):
     """`score_rows` without rows."""
-    return score_rows(ops, arch, cfg, process, arrays, data_path, tokenizer_path, log, ())[:2]
+    return score_rows(ops, library, arch, cfg, process, arrays, data_path, tokenizer_path, log, ())[:2]
 
 
-def main(cfg, ops, arch):
+def main(cfg, ops, arch, library):
     """The counted file's program. Environment: DATA_PATH, TOKENIZER_PATH, SEED, ARTIFACT (default artifact.trit), LOSSES (a file
     for the float64 losses), ROWS (a file for the float64 log-probability rows at the positions that ROWS_AT lists)."""
-    process, log = start_process(), Log(int(os.environ.get("RANK", 0)))
+    process, log = library.start_process(), Log(int(os.environ.get("RANK", 0)))
     data_path, tokenizer = os.environ.get("DATA_PATH", "data"), os.environ.get("TOKENIZER_PATH", "")
     artifact = os.environ.get("ARTIFACT", "artifact.trit")
     if not cfg.eval.evaluation_only and not os.path.exists(artifact):
         seed = int(os.environ.get("SEED", 1337))
-        arrays, _ = train_weights(ops, arch, cfg, process, data_path, seed, log)
-        calibration = find_calibration(ops, arch, cfg, process, arrays, data_path, log)
-        _, data = compressed(ops, arch, cfg, process, arrays, calibration, data_path, log)
+        arrays, _ = train_weights(ops, library, arch, cfg, process, data_path, seed, log)
+        calibration = find_calibration(ops, library, arch, cfg, process, arrays, data_path, log)
+        _, data = compressed(ops, library, arch, cfg, process, arrays, calibration, data_path, log)
         if process.rank == 0:
             atomic_write(artifact, data)
-        total_over_ranks(0.0, process)
+        library.total_over_ranks(0.0, process)
     with open(artifact, "rb") as file:
         data = file.read()
     log.line(f"Serialized model: {len(data)} bytes")
     begin = time.perf_counter()
     rows_at = [int(position) for position in os.environ.get("ROWS_AT", "").split(",") if position]
     loaded = load_artifact(ops, arch, cfg, data)
-    score, losses, rows = score_rows(ops, arch, cfg, process, loaded, data_path, tokenizer, log, rows_at)
+    score, losses, rows = score_rows(ops, library, arch, cfg, process, loaded, data_path, tokenizer, log, rows_at)
     spent = (time.perf_counter() - begin) * 1000
     log.line(
         f"final_ternary_roundtrip_exact val_loss:{score.loss:.8f} val_bpb:{score.bpb:.8f} tokens:{score.tokens} bytes:{score.bytes} "

@@ -62,13 +62,13 @@ class JobResult(NamedTuple):
 
 class Session(NamedTuple):
     """All results of one process. `isolation` says how it was walled in, `python` the folders of its interpreter, `home` its home and
-    temporary folder, `timed_out` whether it was stopped."""
+    temporary folder, `libraries` {name: version} of the array libraries it loaded, `timed_out` whether it was stopped."""
 
     results: list
     isolation: str
     python: tuple
     home: str
-    torch: str
+    libraries: dict
     device: str
     timed_out: bool
 
@@ -168,7 +168,7 @@ def run_jobs(jobs, root, timeout=600, python=sys.executable, network=False, say=
     ]
     isolation = "network allowed, " * network + ", ".join(walls)
     home = str(root / "home")
-    return Session(results, isolation, tuple(facts["python"]), home, facts.get("torch", ""), facts.get("device", ""), timed_out)
+    return Session(results, isolation, tuple(facts["python"]), home, facts.get("libraries", {}), facts.get("device", ""), timed_out)
 
 
 def read_text(path):

@@ -1,6 +1,6 @@
 """One counted file from the package: load, lint, specialise, fold, shake, shorten, wrap.
 
-In: a configuration, the entry and the ops module. Out: `Bundle`, the wrapped file with its readable form and its contents.
+In: a configuration, the entry and the array library. Out: `Bundle`, the wrapped file with its readable form and its contents.
 The same inputs give the same bytes.
 """
 
@@ -49,7 +49,7 @@ class Bundle:
 def bundle(
     config,
     entry="trit.submission",
-    ops_module="trit.ops.torch_ops",
+    library="torch",
     root=None,
     shake=True,
     codecs=ALL_CODECS,
@@ -58,10 +58,10 @@ def bundle(
 ):
     """Build the counted file of a configuration. Raises DialectError with `file:line` where the source breaks a rule.
 
-    `root` is the folder that holds the package (this one's by default), `codecs` the compressors the target machine has.
+    `library` is "torch" or "mlx"; `root` is the folder that holds the package (this one's by default), `codecs` the compressors the target machine has.
     Without `shake` whole modules are joined, with the reserved names substituted and nothing folded, dropped or shortened.
     """
-    flat, kept, tree = flat_tree(config, entry, ops_module, root, shake, arch_module)
+    flat, kept, tree = flat_tree(config, entry, library, root, shake, arch_module)
     text = readable(tree, flat.entry)
     if needs_source is None:
         needs_source = uses_source(tree)
@@ -77,11 +77,11 @@ def bundle(
     return Bundle(source, text, wrapped, [labels[name] for name in kept], dropped, hashlib.sha256(wrapped).hexdigest(), kept)
 
 
-def flat_tree(config, entry, ops_module, root, shake, arch_module):
+def flat_tree(config, entry, library, root, shake, arch_module):
     """(flat program, names of the kept symbols, module tree) of a configuration."""
     root = Path(root or Path(__file__).resolve().parents[2])
     arch_module = arch_module or f"{entry.partition('.')[0]}.models.{config.model.name}"
-    flat = flatten(lint(load(entry, ops_module, arch_module, root)), config)
+    flat = flatten(lint(load(entry, library, arch_module, root)), config)
     if shake:
         problems = fold(flat)
         strip_symbols(flat)
@@ -96,9 +96,9 @@ def flat_tree(config, entry, ops_module, root, shake, arch_module):
     return flat, kept, tree
 
 
-def shaken_text(config, entry="trit.submission", ops_module="trit.ops.torch_ops", root=None, arch_module=None):
+def shaken_text(config, entry="trit.submission", library="torch", root=None, arch_module=None):
     """The readable form of a configuration's program."""
-    flat, _, tree = flat_tree(config, entry, ops_module, root, True, arch_module)
+    flat, _, tree = flat_tree(config, entry, library, root, True, arch_module)
     return readable(tree, flat.entry)
 
 

@@ -33,13 +33,13 @@ def lint(program):
     return program
 
 
-def lint_package(root, entry="trit.submission", ops_modules=("trit.ops.torch_ops",), models=None):
-    """Lint the build of every model (all files of the models folder unless named) with every ops module that exists."""
+def lint_package(root, entry="trit.submission", libraries=("torch",), models=None):
+    """Lint the build of every model (all files of the models folder unless named) with every array library."""
     root_package = Path(root) / entry.partition(".")[0]
     models = models or sorted(path.stem for path in (root_package / "models").glob("*.py") if path.stem != "__init__")
-    for ops_module in ops_modules:
+    for library in libraries:
         for model in models:
-            lint(load(entry, ops_module, f"{root_package.name}.models.{model}", root))
+            lint(load(entry, library, f"{root_package.name}.models.{model}", root))
     return models
 
 
@@ -54,7 +54,7 @@ def check_top_level(program, module, statement):
             if not constant(program, module, default):
                 raise module.error(default, f"default value of `{statement.name}` is computed at import; use None or a literal")
         if module.name == program.entry and statement.name == "main" and [a.arg for a in arguments(statement)] != list(RESERVED):
-            raise module.error(statement, "the entry is `def main(cfg, ops, arch)`")
+            raise module.error(statement, "the entry is `def main(cfg, ops, arch, library)`")
         return
     if isinstance(statement, ast.ClassDef):
         for node in ast.walk(statement):
@@ -171,7 +171,7 @@ def check_node(program, module, node, parents):
     elif isinstance(node, (ast.AsyncFunctionDef, ast.Await, ast.AsyncFor, ast.AsyncWith)):
         raise module.error(node, "asynchronous code; write it without async")
     target = node
-    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "arch":
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ("arch", "library"):
         target = None
         found = program.attribute(node)
         check_value(module, node, found and found[1], parents)
@@ -217,8 +217,8 @@ def check_reserved_use(program, module, node, parents):
     """A reserved name is read as a dotted leaf or handed on by position, and nothing else."""
     parent = parents[node]
     if isinstance(parent, ast.Attribute):
-        if node.id == "ops" and not program.attribute(parent):
-            raise module.error(node, f"`ops.{parent.attr}` is not defined in {program.ops}; add the op to every ops module")
+        if node.id in ("ops", "library") and not program.attribute(parent):
+            raise module.error(node, f"`{node.id}.{parent.attr}` is not defined in {program.chosen[node.id]}; every array library needs it")
         return
     if isinstance(parent, ast.Call) and node in parent.args:
         if is_presence_test(module, parent) and node.id != "cfg":

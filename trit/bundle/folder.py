@@ -24,6 +24,7 @@ class Folder(ast.NodeTransformer):
         self.evaluate = Evaluator(self.value_of_name, self.is_builtin)
         self.known, self.unused, self.single, self.deleted = {}, set(), set(), set()
         self.study_locals()
+        self.looped = self.loop_variables()
 
     def value_of_name(self, node):
         home = self.names.homes.get(node, UNKNOWN)
@@ -39,14 +40,35 @@ class Folder(ast.NodeTransformer):
         return self.names.is_global(node) and node.id in BUILTINS and node.id not in self.top_names
 
     def is_bound(self, node):
-        """Globals and parameters that nothing deletes surely have a value; another local may be read before it is assigned."""
+        """Globals, and parameters and a loop's own variables that nothing deletes, surely have a value; another local may be read before
+        it is assigned."""
         home = self.names.homes.get(node, UNKNOWN)
-        if home is None or home is UNKNOWN:
-            return home is None
+        if home is None or home is UNKNOWN or node in self.looped:
+            return home is not UNKNOWN
         return isinstance(home.node, FUNCTIONS) and node.id in {arg.arg for arg in arguments(home.node)} and node.id not in self.deleted
 
     def effect_free(self, node):
         return effect_free(node, self.is_bound)
+
+    def loop_variables(self):
+        """Nodes that read a variable inside the loop that sets it, where nothing takes it away again."""
+        found = set()
+        for scope in self.names.scopes:
+            nodes = list(ast.walk(scope.node))
+            handled = {node.name for node in nodes if isinstance(node, ast.ExceptHandler)}
+            for loop in nodes:
+                if isinstance(loop, ast.For):
+                    homes = {node.id: self.names.homes.get(node) for node in ast.walk(loop.target) if isinstance(node, ast.Name)}
+                    found |= {
+                        node
+                        for statement in loop.body
+                        for node in ast.walk(statement)
+                        if isinstance(node, ast.Name)
+                        and node.id in homes.keys() - handled - self.deleted
+                        and homes[node.id] is not None
+                        and self.names.homes.get(node) is homes[node.id]
+                    }
+        return found
 
     def study_locals(self):
         """Locals that are one literal for their whole life, and locals that nothing reads."""

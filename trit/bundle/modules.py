@@ -1,6 +1,6 @@
-"""Load the shippable modules of a build: the entry, the chosen ops and model module, and all they import from the package.
+"""Load the shippable modules of a build: the entry, the chosen array library's and model's modules, and all they import from the package.
 
-In: names of the entry, ops and model modules, and the folder that holds the package. Out: `Program`, modules with dependencies first.
+In: names of the entry and the chosen modules, and the folder that holds the package. Out: `Program`, modules with dependencies first.
 Import statements are checked here, because following them needs the checks; every other rule of the dialect is in dialect.py.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from trit.bundle.names import Names, analyse, import_binding
 
-RESERVED = ("cfg", "ops", "arch")
+RESERVED = ("cfg", "ops", "arch", "library")
 BUILTINS = frozenset(dir(builtins))
 BANNED_MODULES = ("inspect", "importlib", "__future__", "linecache", "runpy")
 
@@ -40,12 +40,12 @@ class Module:
 
 @dataclass
 class Program:
-    """All modules of a build by name, dependencies first, and which of them are the entry, `ops` and `arch`."""
+    """All modules of a build by name, dependencies first, the entry's name, and `chosen`: the module that a reserved name stands for
+    ("ops", "arch" and "library", but not "cfg")."""
 
     modules: dict
     entry: str
-    ops: str
-    arch: str
+    chosen: dict
 
     def resolve(self, module, name):
         """(module name, node) of the top-level symbol that a global `name` means in `module`; None for externals and builtins."""
@@ -57,15 +57,15 @@ class Program:
         return None
 
     def attribute(self, node):
-        """(module name, node) of the symbol behind `ops.name` or `arch.name`; None where that module has no such symbol."""
-        return self.resolve(self.modules[self.ops if node.value.id == "ops" else self.arch], node.attr)
+        """(module name, node) of the symbol behind `ops.name` and the like; None where that module has no such symbol."""
+        return self.resolve(self.modules[self.chosen[node.value.id]], node.attr)
 
     def callee(self, module, call):
         """(module name, function node) of the shipped function that a call names directly; None for every other call."""
         target, found = call.func, None
         if module.names.is_global(target):
             found = self.resolve(module, target.id)
-        elif isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id in ("ops", "arch"):
+        elif isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id in self.chosen:
             found = self.attribute(target)
         return found if found and isinstance(found[1], ast.FunctionDef) else None
 
@@ -76,12 +76,13 @@ def reserved_positions(function):
     return {index: name for index, name in enumerate(names) if name in RESERVED}
 
 
-def load(entry, ops_module, arch_module, root):
-    """Read and connect the modules of a build. Raises DialectError on import rules."""
+def load(entry, library, arch_module, root):
+    """Read and connect the modules of a build for the array library named `library`. Raises DialectError on import rules."""
     root = Path(root)
     loaded, active = {}, []
-    roles = {ops_module: "ops", arch_module: "arch"}
     package = entry.partition(".")[0]
+    chosen = {"ops": f"{package}.ops.{library}_ops", "library": f"{package}.train.{library}_backend", "arch": arch_module}
+    roles = {name: role for role, name in chosen.items()}
 
     def visit(name, importer, node):
         if name in active:
@@ -105,15 +106,17 @@ def load(entry, ops_module, arch_module, root):
         active.pop()
         loaded[name] = module
 
-    for name in (ops_module, arch_module, entry):
+    for name in (chosen["ops"], arch_module, entry, chosen["library"]):
         visit(name, None, None)
-    return Program(loaded, entry, ops_module, arch_module)
+    return Program(loaded, entry, chosen)
 
 
 def check_layer(module, line, source, package, roles):
     """Refuse imports that would bring a second model or backend into the file."""
     if source.startswith(f"{package}.models."):
         raise module.error(line, f"imports the model {source}; read it through the parameter `arch`, or move the shared part to a layer")
+    if source.startswith(f"{package}.train.") and source.endswith("_backend"):
+        raise module.error(line, f"imports the backend {source}; read it through the parameter `library`")
     if source.startswith(f"{package}.ops.") and roles.get(source) != "ops" and module.role != "ops":
         raise module.error(line, f"imports {source}, which is not the chosen ops module; read it through the parameter `ops`")
 

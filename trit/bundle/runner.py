@@ -148,10 +148,14 @@ def main():
     sys.addaudithook(watch)
     for number, job in enumerate(plan["jobs"]):
         run_job(watch, number, job)
-    torch = sys.modules.get("torch")
-    cuda = getattr(torch, "cuda", None)
-    device = f"cuda ({cuda.get_device_name()})" if cuda and cuda.is_available() and cuda.is_initialized() else "cpu"
-    watch.report(torch=getattr(torch, "__version__", ""), device=device)
+    torch, mlx = sys.modules.get("torch"), sys.modules.get("mlx.core")
+    cuda, device = getattr(torch, "cuda", None), "cpu"
+    if cuda and cuda.is_available() and cuda.is_initialized():
+        device = f"cuda ({cuda.get_device_name()})"
+    elif mlx and mlx.default_device() == mlx.Device(mlx.gpu):
+        device = "gpu"
+    libraries = {"torch": torch, "mlx": mlx}
+    watch.report(libraries={name: module.__version__ for name, module in libraries.items() if module}, device=device)
     os._exit(0)
 
 

@@ -1,7 +1,7 @@
-"""Specialise and flatten: one list of top-level statements in which `cfg`, `ops` and `arch` no longer occur.
+"""Specialise and flatten: one list of top-level statements in which `cfg`, `ops`, `arch` and `library` no longer occur.
 
 In: a linted `Program` and the configuration object. Out: `Flat`, statements in module order, not yet folded or shaken.
-`cfg.a.b` becomes its literal, `ops.f` the name `ops_f`, `arch.f` the name `arch_f`; parameters and arguments of these names go away.
+`cfg.a.b` becomes its literal, `ops.f` the name `ops_f`, `arch.f` the name `arch_f`, `library.f` the name `f`; parameters and arguments of these names go away.
 """
 
 import ast
@@ -106,7 +106,7 @@ def final_names(program, taken):
             taken.add(final)
             names[symbol] = final
     if "main" not in finals[program.entry]:
-        raise program.modules[program.entry].error(None, "the entry has no `def main(cfg, ops, arch)`")
+        raise program.modules[program.entry].error(None, "the entry has no `def main(cfg, ops, arch, library)`")
     return finals
 
 
@@ -205,18 +205,20 @@ class _Specialise(ast.NodeTransformer):
         raise self.module.error(path[-1], f"`{shown}` is a section, not a setting; read its leaves one by one")
 
     def symbol(self, node):
-        """The flat name of `ops.f` or `arch.f`."""
+        """The flat name of `ops.f`, `arch.f` or `library.f`."""
         found = self.program.attribute(node)
         if found is None:
             shown = f"{node.value.id}.{node.attr}"
             return self.stand_in(
-                node, shown, f"`{shown}` is not defined in {self.program.arch}; guard it with `hasattr(arch, ...)` or a condition on `cfg`"
+                node,
+                shown,
+                f"`{shown}` is not defined in {self.program.chosen[node.value.id]}; guard it with `hasattr(arch, ...)` or a condition on `cfg`",
             )
         owner = found[0]
         original = node.attr
         module = self.program.modules[owner]
         if original not in module.symbols:
-            holder = self.program.modules[self.program.ops if node.value.id == "ops" else self.program.arch]
+            holder = self.program.modules[self.program.chosen[node.value.id]]
             original = holder.imports[original][1]
         return ast.Name(self.finals[owner][original], ast.Load())
 

@@ -12,7 +12,7 @@ import numpy as np
 from trit.compress.entropy import Stream, decode_streams, encode_streams, lane_count, mode_known
 from trit.compress.layouts import PackError, compress_stream, ensure_packable, expand_stream
 from trit.compress.prune import kept_counts, kept_map
-from trit.compress.quantize import SMALLEST_SCALE, QuantTensor, group_counts, group_layout, scale_table, stores_floats
+from trit.compress.quantize import SMALLEST_SCALE, QuantTensor, group_counts, group_layout, is_float, scale_table, stores_floats
 
 PACK_MAGIC = b"TRIT"
 PACK_VERSION = 2
@@ -85,7 +85,7 @@ def stream_table(cfg, specs):
         if cfg.compress.engram_keep and spec.name == "engram.table":
             table.append(Stream(2, spec.shape[0], 1))
             count = pruned_counts(cfg, spec)[0]
-        if spec.scheme != "fp16":
+        if not is_float(cfg, spec):
             table.append(Stream(2 * grid_top(spec) + 1, count, spec.shape[-1]))
             count = group_layout(spec)[0]
             if cfg.compress.engram_keep and spec.name == "engram.table":
@@ -118,13 +118,13 @@ def stored_specs(cfg, specs, data):
     return specs
 
 
-def check_tensor(spec, tensor):
+def check_tensor(cfg, spec, tensor):
     """PackError unless the codes lie in the spec's layout and grid, padding is zero, and scales and halves are finite."""
     name, codes, scales = spec.name, tensor.codes, tensor.scales
-    shape, kind = (tuple(spec.shape), np.float16) if spec.scheme == "fp16" else (group_layout(spec)[:2], np.int8)
+    shape, kind = (tuple(spec.shape), np.float16) if is_float(cfg, spec) else (group_layout(spec)[:2], np.int8)
     good = codes.shape == shape and codes.dtype == kind
     ensure_packable(good, f"{name}: codes are {codes.dtype} of shape {codes.shape}, not {np.dtype(kind)} of shape {shape}")
-    if spec.scheme == "fp16":
+    if is_float(cfg, spec):
         ensure_packable(np.isfinite(codes).all(), f"{name}: a value is not finite; 16-bit values end at 65504")
         return
     top = grid_top(spec)
@@ -146,7 +146,7 @@ def stream_symbols(cfg, specs, tensors):
             entries = kept_entries(spec, kept)
             found.append(kept.astype(np.int16))
             codes = codes[entries]
-        if spec.scheme != "fp16":
+        if not is_float(cfg, spec):
             if cfg.compress.engram_keep and spec.name == "engram.table":
                 stored = kept_groups(spec, entries)
                 ensure_packable((scales[~stored] == SMALLEST_SCALE).all(), f"{spec.name}: a row that is not kept has a scale")
@@ -173,7 +173,7 @@ def pack(cfg, specs, tensors):
     names = {spec.name for spec in specs}
     ensure_packable(names == set(tensors), f"tensors and specs differ in {', '.join(sorted(names ^ set(tensors)))}")
     for spec in specs:
-        check_tensor(spec, tensors[spec.name])
+        check_tensor(cfg, spec, tensors[spec.name])
     streams, symbols = stream_table(cfg, specs), stream_symbols(cfg, specs, tensors)
     others = {}
     if cfg.compress.coders == "all":
@@ -273,7 +273,7 @@ def unpack(cfg, specs, data):
             tensors[spec.name], at = read_pruned(cfg, spec, parts, halves, at)
             continue
         codes = scales = None
-        if spec.scheme != "fp16":
+        if not is_float(cfg, spec):
             codes = np.zeros(group_layout(spec)[:2], np.int8)
             codes[real_entries(spec)] = next(parts).astype(np.int16) - grid_top(spec)
             if cfg.quant.scale_steps:

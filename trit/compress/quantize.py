@@ -66,14 +66,21 @@ def group_counts(spec):
     return [size] * (groups - 1) + [size - padding * spec.shape[-1]]
 
 
+def group_sum(ops, x):
+    """Sums of groups, (groups, size) -> (groups, 1), half added to half: a fixed order, so that every array library and machine finds the
+    same bits, and from the same weights the same artifact."""
+    while x.shape[1] > 1:
+        half = -(-x.shape[1] // 2)
+        x = x[:, :half] + ops.pad(x[:, half:], ((0, 0), (0, 2 * half - x.shape[1])))
+    return x
+
+
 def group_mean(ops, spec, x):
     """Mean over the real entries of each group, not the padding: (groups, group_size) -> (groups, 1)."""
-    groups, size, padding = group_layout(spec)
-    total = ops.sum(x, 1, True)
-    if not padding:
-        return total / size
-    counts = group_counts(spec)
-    return ops.reshape(ops.reshape(total, (-1, len(counts))) / ops.constant(counts, total), (groups, 1))
+    _, size, padding = group_layout(spec)
+    if padding:
+        size = group_sum(ops, to_groups(ops, spec, ops.zeros(spec.shape, x) + 1.0))
+    return group_sum(ops, x) / size
 
 
 def rotates(cfg):
@@ -85,6 +92,11 @@ def stores_floats(cfg):
     """Whether any tensor or scale can be stored as 16-bit floats."""
     quant = cfg.quant.scalar_bits == 16 or cfg.quant.embed_bits == 16 or cfg.quant.engram_bits == 16 or cfg.quant.matrix_scheme == "fp16"
     return quant or cfg.quant.scale_steps == 0 or cfg.compress.allocate
+
+
+def is_float(cfg, spec):
+    """Whether a tensor is stored as 16-bit floats. False for every tensor of most configurations, so that a counted file has no code for it."""
+    return stores_floats(cfg) and spec.scheme == "fp16"
 
 
 def scale_values(steps):
@@ -114,7 +126,7 @@ def encode(ops, cfg, spec, x, calibration):
     `calibration` maps a tensor's name to (threshold, refit): the dead zone as a share of the group's mean magnitude, and whether
     the scale is the least-squares one for the codes.
     """
-    if stores_floats(cfg) and spec.scheme == "fp16":
+    if is_float(cfg, spec):
         return ops.cast(x, "float16"), None
     if cfg.quant.scalar_bits < 16 and spec.init == "constant":
         x = x - spec.value
@@ -130,14 +142,14 @@ def encode(ops, cfg, spec, x, calibration):
     scales = stored_scale(ops, cfg, group_mean(ops, spec, size))
     kept = ops.cast(size > scales * threshold, "float32")
     if refit:
-        scales = stored_scale(ops, cfg, ops.sum(size * kept, 1, True) / ops.maximum(ops.sum(kept, 1, True), 1.0))
+        scales = stored_scale(ops, cfg, group_sum(ops, size * kept) / ops.maximum(group_sum(ops, kept), 1.0))
     return ops.sign(groups) * kept, scales
 
 
 def decode(ops, cfg, spec, codes, scales):
     """(codes, scales) -> float32 tensor of spec.shape. Exact but for rotations and
     distances from a constant start, which round alike everywhere: a code times a float16 scale fits in float32."""
-    if stores_floats(cfg) and spec.scheme == "fp16":
+    if is_float(cfg, spec):
         return ops.cast(codes, "float32")
     groups = codes * scales
     if rotates(cfg) and spec.rotate:
@@ -183,7 +195,7 @@ def quantize(ops, cfg, specs, p, calibration):
         codes, scales = encode(ops, cfg, spec, p[spec.name], calibration)
         if cfg.compress.engram_keep and spec.name == "engram.table" and "engram.kept" in p:
             codes, scales = without_rows(ops, spec, codes, scales, p["engram.kept"])
-        if spec.scheme == "fp16":
+        if is_float(cfg, spec):
             # Adding zero turns -0 into 0, as straight_through does: stored and trained values agree in every bit.
             tensors[spec.name] = QuantTensor(ops.to_numpy(codes) + np.float16(0), None)
         else:
@@ -196,7 +208,7 @@ def dequantize(ops, cfg, specs, tensors):
     arrays = {}
     for spec in specs:
         codes, scales = tensors[spec.name]
-        if not stores_floats(cfg) or spec.scheme != "fp16":
+        if not is_float(cfg, spec):
             codes, scales = codes.astype(np.float32), ops.from_numpy(scales.astype(np.float32))
         arrays[spec.name] = ops.to_numpy(decode(ops, cfg, spec, ops.from_numpy(codes), scales))
     return arrays

@@ -112,12 +112,12 @@ def full_run_checks(entry, result, scores, session, documents, texts):
     printed = {name: printed.get(name, np.nan) for name in ("val_loss", "val_bpb", "tokens", "bytes")}
     limit = track_limits(entry.config)["eval_seconds"]
     table = byte_table(entry.tokenizer, entry.vocab_size)
-    device = "cuda:0" if session.device.startswith("cuda") else "cpu"
+    device = "cuda:0" if session.device.startswith("cuda") else session.device
     found = [
         checks.scored_once(scores.losses, positions, printed["tokens"]),
         checks.printed_score(scores.losses, size, printed["val_loss"], printed["val_bpb"]),
         checks.byte_accounting(documents, texts, table, printed["bytes"]),
-        claims.reproduces(entry, printed, session.torch, hardware(Process(0, 1, device))),
+        claims.reproduces(entry, printed, session.libraries, hardware(Process(0, 1, device))),
         checks.within_time("evaluation time", result.seconds, limit),
     ]
     constants = checks.contest_constants(positions, size, len(documents))
@@ -221,10 +221,11 @@ def certify(entry, quick=False, tokens=0, say=print, complete=None):
         first = session.results[0]
         scores = read_scores(first, entry.vocab_size)
         losses = scores and scores.losses
-        found = judge(complete(first, losses) if complete else entry, plan, session)
+        entry = complete(first, losses) if complete else entry
+        found = judge(entry, plan, session)
     say("certify: rebuilding the counted file")
     made_by = {
-        "torch": session.torch,
+        **session.libraries,
         "device": session.device,
         "isolation": session.isolation,
         "replayed_tokens": len(plan.replay.tokens),

@@ -43,14 +43,11 @@ def rope_frequencies(ops, cfg, like):
 
 
 def attention_tables(ops, cfg, tokens):
-    """What all attention layers of a forward of tokens (B, T) share: cos and sin (T, partial_rope_dims / 2) of every position's angles,
-    then the masks, where there are any.
+    """What all attention layers of a forward of tokens (B, T) share: the table of rotations, then the masks, where there are any.
 
     A sequence longer than eval_seq_len is a segment of one-pass evaluation; nothing else is that long (trit/config_check.py sees to it).
     """
-    positions = ops.reshape(ops.arange(tokens.shape[1], tokens), (-1, 1))
-    angles = positions * rope_frequencies(ops, cfg, positions)
-    tables = [ops.cast(ops.cos(angles), cfg.train.compute_dtype), ops.cast(ops.sin(angles), cfg.train.compute_dtype)]
+    tables = [ops.rotary_table(rope_frequencies(ops, cfg, tokens), tokens.shape[1], cfg.train.compute_dtype)]
     if cfg.eval.eval_segment_tokens and tokens.shape[1] > cfg.eval.eval_seq_len:
         tables.append(visible_blocks(ops, cfg, tokens))
     elif cfg.model.isolate_documents:
@@ -66,14 +63,6 @@ def banded_attention(ops, q, k, v, masks):
         near = slice(end - mask.shape[3], end)
         parts.append(ops.masked_attention(q[:, :, begin:end], k[:, :, near], v[:, :, near], mask))
     return ops.concat(parts, 2)
-
-
-def rotate(ops, cfg, x, tables):
-    """Rotate the first partial_rope_dims of x (B, H, T, D), halves paired; the rest carries no position."""
-    cos, sin = tables[:2]
-    half = cfg.model.partial_rope_dims // 2
-    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    return ops.concat([a * cos - b * sin, b * cos + a * sin, rest], -1)
 
 
 def choose_attention(ops, cfg, like):
@@ -94,16 +83,16 @@ def attention_layer(ops, p, cfg, name, x, tables, first_values, exclude_self):
     head_dim = cfg.model.model_dim // cfg.model.num_heads
     qkv = ops.reshape(project(ops, p, cfg, name + ".qkv", x), (batch, length, heads + 2 * kv_heads, head_dim))
     qkv = ops.permute(qkv, (0, 2, 1, 3))
-    q = rotate(ops, cfg, ops.rms_norm(qkv[:, :heads]), tables) * p[name + ".q_gain"]
-    k = rotate(ops, cfg, ops.rms_norm(qkv[:, heads : heads + kv_heads]), tables)
+    q = ops.rotary(ops.rms_norm(qkv[:, :heads]), tables[0]) * p[name + ".q_gain"]
+    k = ops.rotary(ops.rms_norm(qkv[:, heads : heads + kv_heads]), tables[0])
     v = qkv[:, heads + kv_heads :]
     if cfg.model.value_residual and first_values is not None:
         keep = ops.sigmoid(p[name + ".value_mix"])
         v = keep * v + (1.0 - keep) * first_values
     if cfg.eval.eval_segment_tokens and length > cfg.eval.eval_seq_len:
-        y = banded_attention(ops, q, k, v, tables[2])
+        y = banded_attention(ops, q, k, v, tables[1])
     elif cfg.model.isolate_documents:
-        y = ops.masked_attention(q, k, v, tables[2])
+        y = ops.masked_attention(q, k, v, tables[1])
     elif cfg.train.attention_kernel == "float32":
         y = ops.cast(ops.attention(*[ops.cast(part, "float32") for part in (q, k, v)]), cfg.train.compute_dtype)
     elif cfg.train.attention_kernel == "flash":

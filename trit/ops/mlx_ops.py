@@ -129,14 +129,6 @@ def rsqrt(x):
     return mx.rsqrt(x)
 
 
-def cos(x):
-    return mx.cos(x)
-
-
-def sin(x):
-    return mx.sin(x)
-
-
 def sigmoid(x):
     return mx.sigmoid(x)
 
@@ -153,6 +145,16 @@ def linear(x, weight):
 def fp8_linear(x, weight):
     """`linear`: MLX multiplies no 8-bit floats, so its backend refuses train.fp8."""
     return x @ weight.T
+
+
+def rotary_table(frequencies, length, dtype):
+    """What `rotary` needs for `length` positions of x with `dtype`: of frequencies (F,) in radians a position. Here their inverses."""
+    return 1.0 / frequencies
+
+
+def rotary(x, table):
+    """x (..., T, D) with its first 2 F channels turned by their positions' angles, halves paired; the rest carries no position."""
+    return mx.fast.rope(x, 2 * table.shape[0], traditional=False, base=None, scale=1.0, offset=0, freqs=table)
 
 
 def rms_norm(x):

@@ -133,14 +133,6 @@ def rsqrt(x):
     return torch.rsqrt(x)
 
 
-def cos(x):
-    return torch.cos(x)
-
-
-def sin(x):
-    return torch.sin(x)
-
-
 def sigmoid(x):
     return torch.sigmoid(x)
 
@@ -157,6 +149,20 @@ def linear(x, weight):
 def fp8_linear(x, weight):
     """`linear` in 8-bit floats: x (..., I) rounds, a decoded ternary matrix (O, I) with one scale a row does not. Multiples of 16."""
     return Fp8Product.apply(x.reshape(-1, x.shape[-1]), weight).reshape(*x.shape[:-1], -1)
+
+
+def rotary_table(frequencies, length, dtype):
+    """What `rotary` needs for `length` positions of x with `dtype`: of frequencies (F,) in radians a position."""
+    angles = torch.arange(float(length), device=frequencies.device)[:, None] * frequencies
+    return angles.cos().to(getattr(torch, dtype)), angles.sin().to(getattr(torch, dtype))
+
+
+def rotary(x, table):
+    """x (..., T, D) with its first 2 F channels turned by their positions' angles, halves paired; the rest carries no position."""
+    cos, sin = table
+    half = cos.shape[1]
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1)
 
 
 def rms_norm(x):

@@ -161,17 +161,19 @@ def seeds(entry):
     return check(name, not wrong, evidence)
 
 
-def reproduces(entry, printed, torch, hardware):
-    """The full run prints the recorded score: to 1e-6 bits per byte with the same PyTorch on the same hardware, 1e-4 elsewhere.
+def reproduces(entry, printed, libraries, hardware):
+    """The full run prints the recorded score: to 1e-6 bits per byte with the same `libraries` ({name: version}) on the
+    same hardware, 1e-4 elsewhere.
 
     With several seeds the artifact here is one of theirs, and any of their results may be met.
     """
     submission = entry.submission
-    same = submission.get("versions", {}).get("torch") == torch and submission.get("hardware") == hardware
+    same = libraries and libraries.items() <= submission.get("versions", {}).items() and submission.get("hardware") == hardware
     allowed = SAME_MACHINE if same else OTHER_MACHINE
     recorded = [result.get("val_bpb", math.inf) for result in submission.get("seed_results", {}).values()] or [submission["val_bpb"]]
     gap = min(abs(printed["val_bpb"] - value) for value in recorded)
-    where = "same PyTorch and hardware as recorded" if same else f"recorded elsewhere; here {hardware}, PyTorch {torch}"
+    named = " ".join(f"{name} {version}" for name, version in libraries.items())
+    where = f"same {' and '.join(libraries)} and hardware as recorded" if same else f"recorded elsewhere; here {hardware}, {named}"
     evidence = f"val_bpb {printed['val_bpb']:.8f}, recorded {submission['val_bpb']:.8f}: {gap:.2g} apart, {allowed:g} allowed ({where})"
     return check("reproduces the recorded score", gap <= allowed, evidence)
 

@@ -3,6 +3,7 @@
 from trit.bundle.bundle import ALL_CODECS, QUICK_CODECS, bundle
 from trit.bundle.modules import DialectError
 from trit.config_load import from_dict
+from trit.library import LIBRARIES
 from trit.proof.checks import check, unknown
 from trit.report.record import package_sha256
 
@@ -15,11 +16,14 @@ def same_build(entry):
     Another version of the package makes another file, which proves nothing: then the verdict is unknown.
     """
     name = "rebuild is identical"
+    library = entry.submission.get("library", "torch")  # older records do not name it
+    if library not in LIBRARIES:
+        return unknown(name, f"submission.json names an array library that this version does not know: {library!r}")
     made_by, own = entry.submission.get("versions", {}).get("trit", "an unnamed version"), package_sha256()
     try:
         config = from_dict(entry.config)
         for shake, codecs, how in BUILDS:
-            built = bundle(config, shake=shake, codecs=codecs)
+            built = bundle(config, library=library, shake=shake, codecs=codecs)
             if built.wrapped == entry.program:
                 return check(name, True, f"{how}, sha256 {built.sha256}")
     except (ValueError, KeyError, DialectError) as fault:

@@ -89,6 +89,7 @@ def submission_json(config, run, facts):
         "eval_time_seconds": round(facts["eval_seconds"], 3),
         "model_params": facts["parameters"],
         "hardware": facts["hardware"],
+        "library": facts["library"],
         "versions": versions(),
         "config_sha256": digest,
         "sha256": {"train_gpt.py": facts["sha256_code"], "artifact.trit": facts["sha256_model"]},
@@ -103,7 +104,7 @@ def table(rows, heads):
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in cells])
 
 
-MADE_BY = ("torch", "device", "isolation", "replayed_tokens", "seconds")
+MADE_BY = ("torch", "mlx", "device", "isolation", "replayed_tokens", "seconds")
 FILES = (
     ("train_gpt.py", "the counted program: scores the artifact beside it; without one it trains first"),
     ("train_gpt_readable.py", "the same program before minifying and packing; not counted"),

@@ -18,8 +18,8 @@ from trit.ops import torch_ops
 from trit.params import init_params, parameter_count
 from trit.study.files import BUSY, write_json
 from trit.submission import compressed, find_calibration, load_artifact, score_arrays
+from trit.train import torch_backend
 from trit.train.log import RunLog
-from trit.train.torch_backend import make_backend, start_process
 
 
 def counting(backend):
@@ -39,9 +39,9 @@ def run_job(folder):
     if job["clock"] == "cpu":
         trit.train.run.wall_clock = lambda: time.process_time() / job["threads"]
     config, run, _ = load(job["preset"], environ={}, overrides=job["settings"])
-    arch, process, log = load_arch(config.model.name), start_process(), RunLog(0, folder)
+    arch, process, log = load_arch(config.model.name), torch_backend.start_process(), RunLog(0, folder)
     specs = arch.param_specs(config)
-    backend, taken = counting(make_backend(torch_ops, arch, config, specs, init_params(specs, job["seed"]), process))
+    backend, taken = counting(torch_backend.make_backend(torch_ops, arch, config, specs, init_params(specs, job["seed"]), process))
     result = trit.train.run.run_training(config, specs, backend, run.data_path, job["seed"], log, None, lambda *state: None)
     arrays, tokens = backend.export(), sum(taken[-result.steps :])  # steps of the warm-up stand first
     record = {
@@ -58,10 +58,10 @@ def run_job(folder):
     if not job["score"]:
         np.savez(folder / "weights.npz", **arrays)
         return record
-    calibration = find_calibration(torch_ops, arch, config, process, arrays, run.data_path, log)
-    _, data = compressed(torch_ops, arch, config, process, arrays, calibration, run.data_path, log)
+    calibration = find_calibration(torch_ops, torch_backend, arch, config, process, arrays, run.data_path, log)
+    _, data = compressed(torch_ops, torch_backend, arch, config, process, arrays, calibration, run.data_path, log)
     loaded, begin = load_artifact(torch_ops, arch, config, data), time.perf_counter()
-    score, _ = score_arrays(torch_ops, arch, config, process, loaded, run.data_path, run.tokenizer_path, log)
+    score, _ = score_arrays(torch_ops, torch_backend, arch, config, process, loaded, run.data_path, run.tokenizer_path, log)
     return record | {
         "bpb": score.bpb,
         "bytes_code": job["bytes_code"],

@@ -16,7 +16,7 @@ from trit.train.phases import has_moments
 def start_process():
     """Join the group that mlx.launch describes (if any); the device is MLX's default one."""
     group = mx.distributed.init()
-    return Process(group.rank(), group.size(), str(mx.default_device()))
+    return Process(group.rank(), group.size(), "gpu" if mx.default_device() == mx.Device(mx.gpu) else "cpu")
 
 
 def total_over_ranks(array, process):

@@ -1,0 +1,63 @@
+"""Training with MLX is training with torch: the first steps of a run agree, and any step from the same state."""
+
+import numpy as np
+import pytest
+from model_fixtures import BACKENDS, COMBINED, FLAG_SETS, largest_difference, random_tokens, start, tiny_config
+
+from trit.compress.quantize import quantize
+from trit.data.loader import open_loader
+from trit.models import arch_names, load_arch
+from trit.ops import torch_ops
+from trit.train.schedule import learning_rate_factor
+
+STEPS, RUN = 20, 4000
+SIZES = {
+    "vocab_size": 260,
+    "num_layers": 3,
+    "model_dim": 64,
+    "embed_dim": 64,
+    "engram_buckets": 256,
+    "train_seq_len": 64,
+    "yarn_max_len": 64,
+}
+BATCH = {"train_batch_tokens": 1024, "iterations": RUN, "calibration_tokens": 64}
+
+
+def ternary_codes(cfg, arrays):
+    """All ternary codes of trained arrays, one after the other."""
+    specs = [spec for spec in load_arch(cfg.model.name).param_specs(cfg) if spec.scheme == "ternary"]
+    tensors = quantize(torch_ops, cfg, specs, {spec.name: torch_ops.from_numpy(arrays[spec.name]) for spec in specs}, {})
+    return np.concatenate([tensors[spec.name].codes.reshape(-1) for spec in specs])
+
+
+@pytest.mark.parametrize("name", arch_names())
+def test_twenty_steps_of_a_run_are_the_same(name, shard_folder):
+    """Under the learning rates with which a run of 4,000 steps begins. Later, and sooner at full rates, the last bits of two libraries
+    move one weight over its threshold, and from there two runs part as two seeds do."""
+    cfg = tiny_config(name, **SIZES | BATCH)
+    loader, sides = open_loader(cfg, shard_folder, 1, 0, 1, 0), [start(cfg, side) for side in BACKENDS]
+    for step in range(STEPS):
+        inputs, targets = loader.next_batch()
+        factor = learning_rate_factor(cfg, step / RUN)
+        left, right = (side.step(inputs, targets, factor, True, False)()[0] for side in sides)
+        assert abs(left - right) <= 1e-3 * left
+    loader.close()
+    begun, *codes = (ternary_codes(cfg, arrays) for arrays in (start(cfg).export(), *(side.export() for side in sides)))
+    assert len(codes[0]) > 50_000 and (codes[0] != begun).mean() > 1e-3
+    assert (codes[0] != codes[1]).mean() <= 1e-4
+
+
+@pytest.mark.parametrize("flags", ["plain", "engram", *COMBINED])
+def test_any_step_from_the_same_state_is_the_same(flags):
+    """At full rates, each step of MLX from the state that torch has come to, and the other way round."""
+    cfg = tiny_config(grad_accum_steps=2, ema_decay=0.9, **FLAG_SETS[flags])
+    sides = [start(cfg, side) for side in BACKENDS]
+    for step in range(6):
+        leader, follower = sides if step % 2 else sides[::-1]
+        follower.restore(leader.state())
+        rows = random_tokens(cfg, 4, 33, step)
+        one, two = (side.step(rows[:, :-1], rows[:, 1:], 1.0, True, True)() for side in (leader, follower))
+        assert np.allclose(one, two, rtol=1e-5, atol=1e-5)
+        assert largest_difference(leader.state(), follower.state()) <= 1e-3
+        codes = [ternary_codes(cfg, side.export()) for side in (leader, follower)]
+        assert (codes[0] != codes[1]).mean() <= 1e-4
