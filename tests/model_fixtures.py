@@ -150,12 +150,12 @@ def random_tokens(cfg, rows, length, seed=0):
     return np.random.default_rng(seed).integers(0, cfg.model.vocab_size, (rows, length)).astype(np.int32)
 
 
-def start(cfg, backend="torch", arrays=None, arch=None):
-    """`Backend` of a fresh tiny model on one process."""
+def start(cfg, backend="torch", arrays=None, arch=None, device="cpu"):
+    """`Backend` of a fresh tiny model on one process. MLX takes the name of another device than the CPU for how it works there."""
     side = BACKENDS[backend]
     arch = arch or load_arch(cfg.model.name)
     specs = arch.param_specs(cfg)
-    process = side.module.Process(0, 1, "cpu")
+    process = side.module.Process(0, 1, device)
     return side.module.make_backend(side.ops, arch, cfg, specs, init_params(specs, 1) if arrays is None else arrays, process)
 
 

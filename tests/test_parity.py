@@ -7,13 +7,25 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import torch
-from model_fixtures import BACKENDS, FLAG_SETS, MODELS, largest_difference, logits_of, random_arrays, random_tokens, start, tiny_config
+from model_fixtures import (
+    BACKENDS,
+    FLAG_SETS,
+    MODELS,
+    evaluating,
+    largest_difference,
+    logits_of,
+    random_arrays,
+    random_tokens,
+    start,
+    tiny_config,
+)
 from op_cases import CASES
 
 from trit.compress.quantize import dequantize, fake_quantize, quantize
 from trit.layers.engram import engram_rows
 from trit.models import load_arch
 from trit.ops import mlx_ops, torch_ops
+from trit.train import mlx_backend
 
 NUMPY_OPS = SimpleNamespace(
     cast=lambda x, dtype: x.astype(dtype),
@@ -140,14 +152,27 @@ def test_training_is_the_same_on_both_backends_and_moves_between_them(extra):
 
 
 @pytest.mark.slow  # Without a GPU, MLX hands every fused kernel to a C++ compiler.
-def test_compiled_mlx_step_equals_the_plain_one():
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_compiled_mlx_step_equals_the_plain_one(device):
+    """As on a GPU the optimiser's step is compiled too."""
     settings = {"num_layers": 1, "matrix_scheme": "fp16"}
     rows = random_tokens(tiny_config(), 4, 33)
-    plain, compiled = start(tiny_config(**settings), "mlx"), start(tiny_config(compile="true", **settings), "mlx")
+    plain, compiled = start(tiny_config(**settings), "mlx"), start(tiny_config(compile="true", **settings), "mlx", device=device)
     for _ in range(2):
         for backend in (plain, compiled):
             backend.step(rows[:, :-1], rows[:, 1:], 1.0, True, False)
     assert largest_difference(plain.export(), compiled.export()) <= 1e-4
+
+
+@pytest.mark.slow
+def test_compiled_mlx_evaluation_equals_the_plain_one():
+    plain, compiled = (evaluating("unet", "plain", eval_compile=choice) for choice in ("false", "true"))
+    arrays, process = random_arrays(load_arch("unet").param_specs(plain)), mlx_backend.Process(0, 1, "cpu")
+    sides = [mlx_backend.evaluator(mlx_ops, load_arch("unet"), cfg, arrays, process) for cfg in (plain, compiled)]
+    for rows, first in ((4, 0), (3, 0), (4, 16)):
+        tokens = random_tokens(plain, rows, 33, rows)
+        left, right = (side.losses(tokens[:, :-1], tokens[:, 1:], None, first) for side in sides)
+        assert np.abs(left - right).max() <= 1e-5
 
 
 @pytest.mark.parametrize("split", [{"grad_accum_steps": 4}, {"loss_chunk_tokens": 48}])

@@ -8,6 +8,8 @@ from trit.compress.quantize import quantize
 from trit.data.loader import open_loader
 from trit.models import arch_names, load_arch
 from trit.ops import torch_ops
+from trit.train.log import Log
+from trit.train.run import run_training
 from trit.train.schedule import learning_rate_factor
 
 STEPS, RUN = 20, 4000
@@ -45,6 +47,20 @@ def test_twenty_steps_of_a_run_are_the_same(name, shard_folder):
     begun, *codes = (ternary_codes(cfg, arrays) for arrays in (start(cfg).export(), *(side.export() for side in sides)))
     assert len(codes[0]) > 50_000 and (codes[0] != begun).mean() > 1e-3
     assert (codes[0] != codes[1]).mean() <= 1e-4
+
+
+def test_mlx_steps_under_way_change_nothing(shard_folder):
+    """As on a GPU the next step begins before the last one is read."""
+    cfg = tiny_config(iterations=12, checkpoint_every=5, ema_decay=0.9, engram_buckets=64)
+    ended = []
+    for device in ("cpu", "gpu"):
+        trained, saved = start(cfg, "mlx", device=device), []
+        run_training(
+            cfg, load_arch("unet").param_specs(cfg), trained, shard_folder, 1, Log(1), None, lambda *kept, saved=saved: saved.append(kept)
+        )
+        ended.append((trained.ahead, [state for state, *_ in saved]))
+    assert [ahead for ahead, _ in ended] == [0, 1] and len(ended[0][1]) >= 3
+    assert all(largest_difference(one, two) == 0 for one, two in zip(ended[0][1], ended[1][1], strict=True))
 
 
 @pytest.mark.parametrize("flags", ["plain", "engram", *COMBINED])

@@ -154,7 +154,7 @@ class EvalConfig:
         0, "evaluate in one pass: segments of this many tokens, attention limited to the last eval_seq_len; 0 is overlapping windows"
     )
     eval_batch_seqs: int = setting(32, "windows evaluated together; the score does not depend on it")
-    eval_compile: bool = setting(False, "compile the evaluator's forward (torch.compile): pays for overlapping windows over long texts")
+    eval_compile: bool = setting(False, "compile the evaluator's forward: pays for overlapping windows over long texts")
     eval_chunk_tokens: int = setting(
         1024, "tokens that all ranks score together before test-time training takes a step on them; many on GPUs"
     )

@@ -41,9 +41,14 @@ def evaluator(ops, arch, cfg, arrays, process):
     def used(changes):
         return adapted(ops, cfg, weights, changes) if cfg.eval.ttt_scope != "none" and changes else weights
 
+    def scored(p, tokens, targets, first):
+        return scored_losses(ops, arch, cfg, p, tokens, targets, first)
+
+    if cfg.eval.eval_compile:
+        scored = mx.compile(scored)  # traced again for every new shape, which is cheap
+
     def losses(inputs, targets, changes=None, first=0):
-        given = used(changes), mx.array(np.array(inputs)), mx.array(np.array(targets)), first
-        return ops.to_numpy(scored_losses(ops, arch, cfg, *given))
+        return ops.to_numpy(scored(used(changes), mx.array(np.array(inputs)), mx.array(np.array(targets)), first))
 
     def rows(inputs, changes=None, first=0):
         return ops.to_numpy(scored_rows(ops, arch, cfg, used(changes), mx.array(np.array(inputs)), first))
@@ -122,8 +127,14 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
         (False, True): differentiated(idle=True),
         (True, True): differentiated(shallow=True, idle=True),
     }
+
+    def update(whole, gradients, state, factor, norm):
+        return optimizer_step(ops, cfg, specs, whole, gradients, state, factor, norm)
+
     if cfg.train.compile:
         rounded_weights = mx.compile(rounded_weights)
+        if process.device != "cpu":  # on a CPU MLX hands every fused kernel to a C++ compiler
+            update = mx.compile(update)
 
     def gradients_of(inputs, targets, rounded):
         """Mean loss and gradients over this step's micro-batches and all ranks."""
@@ -146,8 +157,8 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
             mean_loss = mean_loss + loss / parts
             part = {name: ops.cast(part[name], "float32") / parts for name in names}
             gradients = part if gradients is None else {name: gradients[name] + part[name] for name in names}
-            # Evaluated here, a micro-batch's graph and activations are gone before the next one begins.
-            mx.eval(mean_loss, gradients, left)
+            if parts > 1:  # evaluated here, a micro-batch's graph and activations are gone before the next one begins
+                mx.eval(mean_loss, gradients, left)
             if cfg.train.carry:
                 held["left"] += left
         if cfg.quant.rate_penalty:
@@ -166,14 +177,15 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
     def step(inputs, targets, factor, rounded, averaging):
         loss, gradients = gradients_of(inputs, targets, rounded)
         norm = mx.sqrt(sum((g * g).sum() for g in gradients.values()))
-        held["p"], held["state"] = optimizer_step(ops, cfg, specs, held["p"], stacked(ops, specs, gradients), held["state"], factor, norm)
+        held["p"], held["state"] = update(held["p"], stacked(ops, specs, gradients), held["state"], mx.array(factor), norm)
         if cfg.train.ema_decay and averaging:
             share = mx.where(norm < float("inf"), 1.0 - cfg.train.ema_decay, 0.0)
             held["ema"] = {key: x + share * (held["p"][key] - x) for key, x in (held["ema"] or held["p"]).items()}
         if cfg.train.carry:  # a state that is no number would spoil every later step: after such a one all rows begin anew
             held["carry"] = [[mx.where(norm < float("inf"), x, 0.0) for x in micro] for micro in held["left"]]
-            mx.eval(held["carry"])
-        mx.eval(held["p"], held["state"], held["ema"])
+            held["left"] = []
+        # Begun here and waited for by who asks, so that a GPU computes while the next step's graph is built.
+        mx.async_eval(loss, norm, held["p"], held["state"], held["ema"], held.get("carry", []))
         return lambda: (float(loss), float(norm))
 
     def step_at(inputs, targets, factor, rounded, averaging, moment):
@@ -208,4 +220,5 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
         if cfg.train.carry:
             held["carry"] = own_streams(flat)
 
-    return Backend(step_at if has_moments(cfg) else step, slowest, export, state, restore, process.rank, process.world)
+    ahead = 0 if process.device == "cpu" else 1
+    return Backend(step_at if has_moments(cfg) else step, slowest, export, state, restore, process.rank, process.world, ahead)
