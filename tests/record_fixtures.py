@@ -11,10 +11,9 @@ from trit.bundle.alone import run_alone
 from trit.bundle.bundle import bundle
 from trit.data.prepare import prepare
 from trit.data.tokenizer import find_spec
+from trit.library import load_library
 from trit.models import load_arch
-from trit.ops import torch_ops
 from trit.submission import find_calibration, load_artifact, make_artifact, score_rows, train_weights
-from trit.train import torch_backend
 from trit.train.log import Log
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,14 +65,15 @@ def text_shards(folder):
     return folder / "shards"
 
 
-def counted_and_package(cfg, shards, folder):
+def counted_and_package(cfg, shards, folder, library="torch"):
     """(losses of the counted file of `cfg`, trained and scored alone in `folder`; those of the package; its number of steps)."""
     environ = {"DATA_PATH": "data", "TOKENIZER_PATH": "byte260", "LOSSES": "losses", "OMP_NUM_THREADS": "1", "SEED": "3"}
-    done = run_alone(bundle(cfg, codecs=("brotli",)), {"data": shards}, environ=environ, folder=folder / "alone")
+    done = run_alone(bundle(cfg, library=library, codecs=("brotli",)), {"data": shards}, environ=environ, folder=folder / "alone")
     assert done.returncode == 0, done.stderr
-    arch, process, log = load_arch(cfg.model.name), torch_backend.start_process(), Log(rank=1)
-    arrays, result = train_weights(torch_ops, torch_backend, arch, cfg, process, shards, 3, log)
-    calibration = find_calibration(torch_ops, torch_backend, arch, cfg, process, arrays, shards, log)
-    loaded = load_artifact(torch_ops, arch, cfg, make_artifact(torch_ops, arch, cfg, arrays, calibration))
-    losses = score_rows(torch_ops, torch_backend, arch, cfg, process, loaded, shards, "byte260", log, ())[1]
+    (_, ops, backend), arch, log = load_library(library), load_arch(cfg.model.name), Log(rank=1)
+    given = ops, backend, arch, cfg, backend.start_process()
+    arrays, result = train_weights(*given, shards, 3, log)
+    calibration = find_calibration(*given, arrays, shards, log)
+    loaded = load_artifact(ops, arch, cfg, make_artifact(ops, arch, cfg, arrays, calibration))
+    losses = score_rows(*given, loaded, shards, "byte260", log, ())[1]
     return np.fromfile(folder / "alone" / "losses"), losses, result.steps

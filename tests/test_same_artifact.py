@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 from model_fixtures import BACKENDS, TINY_ARCH, evaluating, random_arrays, tiny_config
+from record_fixtures import counted_and_package
 
+from trit.bundle.bundle import bundle
 from trit.compress.quantize import group_sum, quantize, scale_table, stored_scale
 from trit.eval.temperature import artifact_specs
 from trit.models import arch_names, load_arch
@@ -66,6 +68,14 @@ def test_what_either_library_made_either_scores_alike(name, shard_folder):
             score, _ = score_arrays(judge.ops, judge.module, arch, cfg, process, loaded, shard_folder, "byte260", Log(1))
             scores.append(score.bpb)
         assert abs(scores[0] - scores[1]) <= 1e-4
+
+
+def test_the_counted_file_for_mlx_trains_and_scores_alone(data, tmp_path):
+    """Without PyTorch in it, to the package's losses bit for bit."""
+    cfg = evaluating("unet", "all", vocab_size=260, iterations=8, **{"grad_accum_steps": 2, "ema_decay": 0.9, "calibration_evals": 3})
+    assert "torch" not in bundle(cfg, library="mlx", codecs=("brotli",)).source
+    alone, package, steps = counted_and_package(cfg, data, tmp_path, "mlx")
+    assert steps == 8 and len(alone) > 1000 and np.array_equal(alone, package)
 
 
 def test_a_weight_on_the_edge_of_the_dead_zone_falls_the_same_way():
