@@ -13,11 +13,11 @@ import pytest
 from model_fixtures import TINY
 
 from trit.config_load import ROOT, load
+from trit.report.statistics import compare, corrected, mean_and_deviation
 from trit.study.fill import FILLED_SHARE, expected_total, filled
 from trit.study.plan import read_study
 from trit.study.pool import prepare
 from trit.study.report import draw, records_of, table
-from trit.study.statistics import compare, corrected, mean_and_deviation
 
 SETTINGS = TINY | {"vocab_size": 260, "iterations": 6, "eval_stride": 32, "calibration_evals": 0, "tokenizer_path": "byte260"}
 

@@ -3,7 +3,7 @@
 import json
 import math
 
-from trit.study.statistics import compare, corrected, mean_and_deviation
+from trit.report.statistics import compare, corrected, mean_and_deviation
 
 BETTER, WORSE, UNSURE, BASE = "#0072b2", "#d55e00", "#8a8a8a", "#000000"  # apart for every common colour vision
 
