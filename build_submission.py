@@ -15,6 +15,7 @@ from pathlib import Path
 from trit.bundle.bundle import ALL_CODECS, QUICK_CODECS
 from trit.compress.plan_report import plan_report
 from trit.config import RunArgs
+from trit.report.leaderboard import write_leaderboard
 from trit.report.record import result_rows, verdict_line
 from trit.train.log import Log
 
@@ -74,6 +75,7 @@ def main(arguments=None):
     if built.folder is None:
         names = ", ".join(item.name for item in built.checks if item.verdict == "fail")
         sys.exit(f"error: no record was filed, because of: {names}. The evidence stands above; mend it and build again")
+    write_leaderboard(options.records)
     print(built.folder)
 
 
