@@ -15,10 +15,10 @@ demo: setup
 	@bash runners/demo_cpu.sh
 
 test: setup
-	$(RUN) -m pytest -n 2 --dist loadfile -m "not slow"
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-all: setup
-	$(RUN) -m pytest -n 2 --dist loadfile
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(RUN) -m ruff check . && $(RUN) -m ruff format --check .

@@ -70,7 +70,7 @@ def main(arguments=None):
         print(f"  {item.verdict:8}{item.name}: {item.evidence}")
     print(f"  {verdict_line(built.checks)}")
     print("\nresult")
-    for what, measured in result_rows(submission, built.comparison):
+    for what, measured in result_rows(submission):
         print(f"  {what.replace('`', ''):<52}{measured}")
     if built.folder is None:
         names = ", ".join(item.name for item in built.checks if item.verdict == "fail")

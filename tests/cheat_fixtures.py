@@ -61,11 +61,11 @@ def make_data(folder, texts, name="shards"):
     return folder / name
 
 
-def make_record(folder, data, preset=None, settings=SETTINGS):
-    """An honest record of random weights in `folder`, its scores still missing. -> folder"""
+def make_record(folder, data, preset=None, settings=SETTINGS, seed=7):
+    """An honest record of random weights in `folder`, its scores still missing, as if of the run with that seed. -> folder"""
     config = load(preset, {}, settings)[0]
     arch = load_arch(config.model.name)
-    specs, generator = artifact_specs(arch, config), np.random.default_rng(1)
+    specs, generator = artifact_specs(arch, config), np.random.default_rng(seed - 6)
     arrays = {name: x + generator.normal(0, 0.3, x.shape).astype(np.float32) for name, x in init_params(specs, 1).items()}
     artifact, counted = make_artifact(torch_ops, arch, config, arrays, {}), bundle(config, codecs=QUICK_CODECS)
     facts = dict.fromkeys(("trained_bpb", "gap", "eval_seconds", "calibration_seconds", "parameters", "bytes_tokenizer"), 0)
@@ -77,6 +77,7 @@ def make_record(folder, data, preset=None, settings=SETTINGS):
         "blurb": "c",
         "hardware": "",
         "library": "torch",
+        "comparison": {},
         "sha256_code": "",
         "sha256_model": "",
     }
@@ -84,15 +85,15 @@ def make_record(folder, data, preset=None, settings=SETTINGS):
     files |= {"requirements.txt": b"torch\n", "manifest.json": data / "manifest.json"}
     files["tokenizer.model"] = data / find_spec("sp_bpe_512")["filename"]
     place = record.start_record(folder, config, files)
-    submission = record.submission_json(config, RunArgs(data_path=str(data), seed=7), facts | {"data_path": str(data)})
-    record.write_claims(place, submission, [], b"")
+    submission = record.submission_json(config, RunArgs(data_path=str(data), seed=seed), facts | {"data_path": str(data)})
+    record.write_claims(place, submission, {"train.log": b""})
     return place.rename(folder)
 
 
 def claim(folder, output, hardware):
     """Write into a record what its files and the `output` of its program say, as its author would."""
     submission, printed = json.loads((folder / "submission.json").read_text()), final_line(output)
-    seed = submission["seed_results"]["7"]
+    (seed,) = submission["seed_results"].values()
     for name in ("val_loss", "val_bpb"):
         submission[name] = seed[name] = printed[name]
     sizes = {name: (folder / name).stat().st_size for name in ("train_gpt.py", "artifact.trit")}
@@ -101,7 +102,7 @@ def claim(folder, output, hardware):
     submission["bytes_by_category"] = {"code": sizes["train_gpt.py"]}
     submission["sha256"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in sizes}
     submission["hardware"] = hardware
-    record.write_claims(folder, submission, [], b"step:1/1 train_time:1000ms\n" + output.encode())
+    record.write_claims(folder, submission, {"train.log": b"step:1/1 train_time:1000ms\n" + output.encode()})
 
 
 class Cheat(NamedTuple):

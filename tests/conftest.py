@@ -9,6 +9,13 @@ from trit.data.shards import write_shard
 
 torch.set_num_threads(1)
 
+# Files that take minutes begin first: whichever worker gets one, the others have all the rest to do meanwhile.
+LONG = ("test_submission.py", "test_cheats.py", "test_bundle_package.py", "test_whole_family.py", "test_study.py", "test_certify.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
 
 @pytest.fixture
 def shard_folder(tmp_path):

@@ -197,7 +197,7 @@ FOLDER, HOME, PYTHON = "/run/0", "/run/home", "/python"
 )
 def test_what_may_be_touched(event, failing):
     result = JobResult(Path(FOLDER), (f"{FOLDER}/train_gpt.py",), 0, "", "", 1.0, (event,))
-    session = Session([result], "audit hook", (PYTHON,), HOME, "", "cpu", False)
+    session = Session([result], "audit hook", (PYTHON,), HOME, {}, "cpu", False)
     assert [item.name for item in touched_checks(session) if item.verdict == "fail"] == ([failing] if failing else [])
 
 
@@ -329,7 +329,7 @@ def test_every_check_is_explained(honest):
     entry = read_entry(*honest)
     plan = certify.plan_runs(entry)
     missing = JobResult(Path("/nowhere"), (), 1, "", "", 1.0, ())
-    names = {item.name for item in certify.judge(entry, plan, Session([missing] * len(plan.jobs), "", (), "", "", "cpu", False))}
+    names = {item.name for item in certify.judge(entry, plan, Session([missing] * len(plan.jobs), "", (), "", {}, "cpu", False))}
     names |= {"contest constants", "rebuild is identical", "round trip", "package agrees", "validation text unread before the artifact"}
     page = (Path(certify.__file__).parents[2] / "docs" / "legality.md").read_text()
     assert not [name for name in names if f"**{name}**" not in page]

@@ -1,11 +1,13 @@
 """The report of what the code costs: every feature is switched, and the sums are those of the bundle."""
 
+import pytest
 from model_fixtures import tiny_config
 
 from trit.bundle.bundle import byte_report
 from trit.report import code_bytes
 
 
+@pytest.mark.slow
 def test_features_cost_what_switching_them_saves(monkeypatch):
     config = tiny_config("unet", vocab_size=260, ngram_order=3, ttt_scope="lora")
     monkeypatch.setattr(code_bytes, "FEATURES", {name: code_bytes.FEATURES[name] for name in ("n-gram memory", "moving average")})

@@ -23,6 +23,7 @@ from trit.config_load import load
 from trit.data.firewall import Firewall, validation_files
 from trit.data.loader import calibration_tokens
 from trit.layers.engram import engram_rows
+from trit.library import load_library
 from trit.ops import mlx_ops, torch_ops
 from trit.submission import find_calibration, load_artifact
 from trit.train import torch_backend
@@ -310,7 +311,7 @@ def test_rows_are_chosen_on_held_out_training_text_and_no_other(shard_folder):
     arrays = drawn(cfg, arch.param_specs(cfg))
     del arrays["engram.kept"]
     with Firewall(validation_files(shard_folder)) as firewall:
-        forward, artifact, _ = compress_run(cfg, arrays, shard_folder, log)
+        forward, artifact, _ = compress_run(load_library("torch"), cfg, arrays, shard_folder, log)
         firewall.release(artifact)
     assert firewall.summary()[0]
     assert any("pruning: 600 of 1200 rows of the engram stay" in line for line in lines)

@@ -9,7 +9,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_numbers_are_those_of_the_record_it_links():
-    links = re.findall(r"\]\((records/[^)]+?)/?\)", README)
+    links = re.findall(r"\]\((records/[^)/]+/[^)]+?)/?\)", README)
     assert links, "the README links the record its table shows"
     for link in links:
         submission = json.loads((ROOT / link / "submission.json").read_text())

@@ -66,6 +66,7 @@ def test_building_again_gives_the_same_bytes_in_a_folder_of_its_own(record, trai
         assert (again / name).read_bytes() == (record / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_without_shaking_the_whole_package_is_wrapped(record, trained, tmp_path):
     done = run("build_submission.py", "--run", trained, "--quick-start", "--records", tmp_path)
     assert done.returncode == 0, done.stderr

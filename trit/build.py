@@ -42,12 +42,11 @@ CODE_MARGIN = 48  # bytes by which a changed number in the settings may lengthen
 
 
 class Built(NamedTuple):
-    """What a build hands on: the record's folder (None where a check failed), submission facts, checks, [(compressor, bits per byte)]."""
+    """What a build hands on: the record's folder (None where a check failed), submission facts, checks."""
 
     folder: Path
     submission: dict
     checks: list
-    comparison: list
 
 
 def compress_run(library, config, arrays, data_path, log):
@@ -214,6 +213,7 @@ def build_behind(firewall, library, run_folder, run, overrides, shake, name, roo
         "parameters": parameter_count(specs),
         "hardware": record.hardware(library.backend.start_process()),
         "library": library.name,
+        "comparison": comparison,
         "sha256_code": counted.sha256,
         "sha256_model": digest,
         "data_path": run.data_path,
@@ -224,13 +224,13 @@ def build_behind(firewall, library, run_folder, run, overrides, shake, name, roo
 
     def describe(eval_seconds, gap, output):
         submission = record.submission_json(config, run, facts | {"eval_seconds": eval_seconds, "gap": gap})
-        record.write_claims(temporary, submission, comparison, (run_folder / "train.log").read_bytes() + output.encode())
+        record.write_claims(temporary, submission, {"train.log": (run_folder / "train.log").read_bytes() + output.encode()})
 
     certificate, checks = certify_record(temporary, run.data_path, scored, describe, log)
     checks.append(check("validation text unread before the artifact", *firewall.summary()))
     made_by = certificate.made_by | {"firewall": firewall.evidence()}
-    submission = record.write_certificate(temporary, comparison, checks, made_by)
+    submission = record.write_certificate(temporary, checks, made_by)
     if any(item.verdict == "fail" for item in checks):
         shutil.rmtree(temporary)
-        return Built(None, submission, checks, comparison)
-    return Built(temporary.rename(folder), submission, checks, comparison)
+        return Built(None, submission, checks)
+    return Built(temporary.rename(folder), submission, checks)

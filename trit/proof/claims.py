@@ -58,13 +58,15 @@ def number(text):
     return int(text.replace(",", ""))
 
 
+def final_lines(text):
+    """[{name: value}] of the `final_..._roundtrip_exact` lines of a program's output."""
+    pairs = [dict(part.split(":", 1) for part in line.split() if ":" in part) for line in FINAL_LINE.findall(text)]
+    return [{name: float(value) for name, value in found.items() if re.fullmatch(r"[-+\d.einfa]+", value)} for found in pairs]
+
+
 def final_line(text):
-    """{name: value} of the last `final_..._roundtrip_exact` line of a program's output, or None."""
-    found = FINAL_LINE.findall(text)
-    if not found:
-        return None
-    pairs = dict(part.split(":", 1) for part in found[-1].split() if ":" in part)
-    return {name: float(value) for name, value in pairs.items() if re.fullmatch(r"[-+\d.einfa]+", value)}
+    """The last of `final_lines`, or None."""
+    return (final_lines(text) or [None])[-1]
 
 
 def logged_seconds(entry, pattern):
@@ -92,6 +94,9 @@ def claimed_sizes(entry):
         ]
     for where, text, patterns in (("README.md", entry.readme, README_SIZES), ("train.log", entry.log, LOG_SIZES)):
         claims += [(where, name, number(size)) for name, pattern in patterns for size in pattern.findall(text)]
+    if len(results) > 1:  # every seed's log names the size of its own artifact
+        own = {result.get("artifact_bytes") for result in results.values()}
+        claims = [claim for claim in claims if claim[:2] != ("train.log", "bytes_model") or claim[2] not in own]
     wrong = [f"{where}: {name} {claimed}, really {actual[name]}" for where, name, claimed in claims if claimed != actual[name]]
     return check(
         "claimed sizes", claims and not wrong, f"{len(claims)} claims compared with the files; wrong: {'; '.join(wrong) or 'none'}"
@@ -101,12 +106,16 @@ def claimed_sizes(entry):
 def claimed_scores(entry):
     """submission.json, README and log name the same score."""
     submission, wrong = entry.submission, []
-    logged = final_line(entry.log)
-    if logged is None:
+    logged, results = final_lines(entry.log), submission.get("seed_results", {})
+    if not logged:
         wrong.append("train.log has no final_..._roundtrip_exact line")
-    for name in ("val_loss", "val_bpb"):
-        if logged and abs(logged.get(name, math.inf) - submission[name]) > 1e-7:
-            wrong.append(f"train.log: {name} {logged.get(name)}, submission.json {submission[name]:.8f}")
+    # The last line of a log counts; of several seeds each has a log of its own.
+    several = len(results) > 1
+    for seed, result in results.items() if several else [("", submission)]:
+        for name in ("val_loss", "val_bpb"):
+            found = [line.get(name, math.inf) for line in (logged if several else logged[-1:])]
+            if found and min(abs(value - result[name]) for value in found) > 1e-7:
+                wrong.append(f"train.log: {name} {found[-1]}, submission.json {result[name]:.8f}{seed and f' of seed {seed}'}")
     headline = README_SCORE.search(entry.readme)
     if headline is None or headline.group(1) != f"{submission['val_bpb']:.4f}":
         wrong.append(

@@ -90,6 +90,7 @@ def submission_json(config, run, facts):
         "model_params": facts["parameters"],
         "hardware": facts["hardware"],
         "library": facts["library"],
+        "comparison": dict(facts["comparison"]),
         "versions": versions(),
         "config_sha256": digest,
         "sha256": {"train_gpt.py": facts["sha256_code"], "artifact.trit": facts["sha256_model"]},
@@ -122,14 +123,14 @@ FILES = (
 )
 
 
-def result_rows(submission, comparison):
+def result_rows(submission):
     """[(what, measured)] of a submission: the console and the README show the same table."""
     total, cap = submission["bytes_total"], submission["bytes_cap"]
     strict = total + submission["bytes_tokenizer"]
     gap = submission["round_trip_gap"]
     steps = f"{submission['step_stop']:,} steps, then {submission['calibration_seconds']:.1f} s of calibration"
     rows = [("bits per byte, validation, sliding windows", f"{submission['val_bpb']:.4f}")]
-    rows += [(f"bits per byte, the same text under `{name}`", f"{bpb:.4f}") for name, bpb in comparison]
+    rows += [(f"bits per byte, the same text under `{name}`", f"{bpb:.4f}") for name, bpb in submission["comparison"].items()]
     rows += [(f"bytes: {name}", f"{size:,}") for name, size in submission["bytes_by_category"].items()]
     return rows + [
         ("bytes: counted total", f"{total:,} of {cap:,}"),
@@ -141,14 +142,27 @@ def result_rows(submission, comparison):
     ]
 
 
-def readme(submission, checks, comparison, folder, made_by):
+def seed_table(submission):
+    """Markdown of every seed's result, where there are several: the score is their mean, the artifact that of the largest one."""
+    if len(submission["seeds"]) < 2:
+        return ""
+    rows = [
+        (seed, f"{found['val_bpb']:.6f}", f"{found['val_loss']:.6f}", f"{found['artifact_bytes']:,}", f"{found['steps']:,}")
+        for seed, found in submission["seed_results"].items()
+    ]
+    spread = f"mean {submission['val_bpb']:.6f} ± {submission['val_bpb_std']:.6f}"
+    return f"\n{table([*rows, (spread, '', '', '', '')], ('seed', 'bits per byte', 'nats a token', 'artifact bytes', 'steps'))}\n"
+
+
+def readme(submission, checks, folder, made_by):
     """README.md of the record in `folder`. `made_by` says what `checks` were made with."""
     files = [(f"`{name}`", what) for name, what in FILES if (folder / name).exists()]
     return f"""# {submission["name"]}: {submission["val_bpb"]:.4f} bits per byte in {submission["bytes_total"]:,} bytes
 
-{submission["blurb"]} Track `{submission["track"]}`, {submission["date"]}, seed {submission["seeds"][0]}. Generated; do not edit.
+{submission["blurb"]} Track `{submission["track"]}`, {submission["date"]}, seed{"s" * (len(submission["seeds"]) > 1)} {", ".join(map(str, submission["seeds"]))}. Generated; do not edit.
 
-{table(result_rows(submission, comparison), ("what", "measured"))}
+{table(result_rows(submission), ("what", "measured"))}
+{seed_table(submission)}
 
 ## Check it
 
@@ -208,20 +222,21 @@ def start_record(folder, config, files):
     return temporary
 
 
-def write_claims(temporary, submission, comparison, log):
-    """Write submission.json, train.log (bytes) and a README.md without certificate into a record's temporary folder."""
-    (temporary / "train.log").write_bytes(log)
+def write_claims(temporary, submission, logs):
+    """Write submission.json, the logs {name: bytes} and a README.md without certificate into a record's temporary folder."""
+    for name, log in logs.items():
+        (temporary / name).write_bytes(log)
     (temporary / "submission.json").write_text(json.dumps(submission, indent=1) + "\n")
-    (temporary / "README.md").write_text(readme(submission, (), comparison, temporary, {}))
+    (temporary / "README.md").write_text(readme(submission, (), temporary, {}))
 
 
-def write_certificate(temporary, comparison, checks, made_by):
+def write_certificate(temporary, checks, made_by):
     """Write certificate.json, and the verdicts into README.md and submission.json, which is returned."""
     submission = json.loads((temporary / "submission.json").read_text())
     submission["compliance"] = {item.name: item.verdict == "pass" for item in checks}
     (temporary / "submission.json").write_text(json.dumps(submission, indent=1) + "\n")
     (temporary / "certificate.json").write_text(certificate_json(checks, made_by))
-    (temporary / "README.md").write_text(readme(submission, checks, comparison, temporary, made_by))
+    (temporary / "README.md").write_text(readme(submission, checks, temporary, made_by))
     return submission
 
 
