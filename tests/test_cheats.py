@@ -268,7 +268,7 @@ CHEATS = [
     Cheat("numbers of no run", {"reproduces the recorded score"}, lie=better_everywhere),
     Cheat("headline of another run", {"claimed scores"}, lie=better_headline),
     Cheat("a seed of another configuration", {"one configuration"}, lie=second_seed(config_sha256="0" * 64)),
-    Cheat("the best of two seeds", {"seeds and statistics"}, lie=second_seed(val_bpb=9.0)),
+    Cheat("the best of two seeds", {"seeds and statistics", "claimed scores"}, lie=second_seed(val_bpb=9.0)),
     Cheat("an artifact of another run", {"recorded hashes"}, lie=other_artifact),
     Cheat("trained for longer than the track allows", {"training time"}, change=limited(train_seconds=0.5)),
     Cheat("scores for longer than the track allows", {"evaluation time"}, change=limited(eval_seconds=0.01)),

@@ -13,7 +13,7 @@ import pytest
 from model_fixtures import TINY
 
 from trit.config_load import ROOT, load
-from trit.report.statistics import compare, corrected, mean_and_deviation
+from trit.report.statistics import compare, corrected, mean_and_deviation, pooled_deviation
 from trit.study.fill import FILLED_SHARE, expected_total, filled
 from trit.study.plan import read_study
 from trit.study.pool import prepare
@@ -148,6 +148,9 @@ def test_comparisons_are_those_of_welchs_test():
         assert math.isclose(found.p, expected.pvalue) and math.isclose(found.difference, np.mean(left) - np.mean(right))
         low, high = expected.confidence_interval(0.95)
         assert math.isclose(found.difference - found.margin, low) and math.isclose(found.difference + found.margin, high)
+    pooled, freedom = pooled_deviation([[1.0, 3.0], [5.0], [2.0, 2.5, 3.0]])
+    assert freedom == 3 and math.isclose(pooled, math.sqrt((1 + 1 + 0.25 + 0 + 0.25) / 3))
+    assert pooled_deviation([[1.0]])[1] == 0
     assert math.isnan(compare([1.0], [2.0, 2.1]).p) and compare([1.0], [2.0, 2.1]).difference < -1
     some = [compare([1.0, 1.1, 1.2], [1.0, 1.1, 1.3])._replace(p=p) for p in (0.04, 0.01, float("nan"), 0.03)]
     assert np.allclose([each.corrected for each in corrected(some)], [0.06, 0.03, float("nan"), 0.06], equal_nan=True)
@@ -161,6 +164,7 @@ def test_table_and_picture_of_known_records(tmp_path):
     records[-1]["bytes_total"] = 1100
     lines = table(study, records).splitlines()
     assert lines[2].startswith("| first | 3 | 2.0100 | 0.0100 |") and "-0.1000 ±" in lines[3] and "(1 over the cap)" in lines[3]
+    assert lines[-1] == "Pooled standard deviation of a seed: 0.0100 bits per byte, 4 degrees of freedom."
     draw(study, records, tmp_path / "picture.svg")
     assert "second" in (tmp_path / "picture.svg").read_text() or (tmp_path / "picture.svg").stat().st_size > 5_000
     with pytest.raises(ValueError, match="nothing to draw"):

@@ -22,6 +22,13 @@ def mean_and_deviation(values):
     return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
+def pooled_deviation(groups):
+    """(standard deviation of one value, degrees of freedom) that lists of values share if all spread alike; NaN and 0 for single values."""
+    freedom = sum(len(values) - 1 for values in groups)
+    squares = sum((value - sum(values) / len(values)) ** 2 for values in groups for value in values)
+    return (math.sqrt(squares / freedom) if freedom else float("nan")), freedom
+
+
 def compare(values, base):
     """`Compared` of values against those of the base, without assuming equal variances."""
     from scipy import stats

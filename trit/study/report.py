@@ -3,7 +3,7 @@
 import json
 import math
 
-from trit.report.statistics import compare, corrected, mean_and_deviation
+from trit.report.statistics import compare, corrected, mean_and_deviation, pooled_deviation
 
 BETTER, WORSE, UNSURE, BASE = "#0072b2", "#d55e00", "#8a8a8a", "#000000"  # apart for every common colour vision
 
@@ -49,6 +49,9 @@ def table(study, records):
         ]
         cells[-2] += f" ({over} over the cap)" if over else ""
         lines.append(f"| {' | '.join(cells)} |")
+    pooled, freedom = pooled_deviation([[r["bpb"] for r in found] for _, found in groups])
+    if freedom:
+        lines += ["", f"Pooled standard deviation of a seed: {pooled:.4f} bits per byte, {freedom} degrees of freedom."]
     return "\n".join(lines)
 
 
