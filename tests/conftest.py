@@ -1,5 +1,8 @@
 """Fixtures for all tests. One thread: the suite must not depend on how many cores a machine has."""
 
+import os
+
+import mlx.core as mx
 import numpy as np
 import pytest
 import torch
@@ -8,6 +11,9 @@ from record_fixtures import text_shards
 from trit.data.shards import write_shard
 
 torch.set_num_threads(1)
+# On a Mac too, MLX computes on the processor, where arithmetic repeats bit for bit; TRIT_TEST_GPU=1 leaves it to the GPU.
+if not os.environ.get("TRIT_TEST_GPU"):
+    mx.set_default_device(mx.cpu)
 
 # Files that take minutes begin first: whichever worker gets one, the others have all the rest to do meanwhile.
 LONG = ("test_submission.py", "test_cheats.py", "test_bundle_package.py", "test_whole_family.py", "test_study.py", "test_certify.py")
