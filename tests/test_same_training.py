@@ -12,7 +12,7 @@ from trit.train.log import Log
 from trit.train.run import run_training
 from trit.train.schedule import learning_rate_factor
 
-STEPS, RUN = 20, 4000
+STEPS, RUN = 20, 20000
 SIZES = {
     "vocab_size": 260,
     "num_layers": 3,
@@ -34,7 +34,7 @@ def ternary_codes(cfg, arrays):
 
 @pytest.mark.parametrize("name", arch_names())
 def test_twenty_steps_of_a_run_are_the_same(name, shard_folder):
-    """Under the learning rates with which a run of 4,000 steps begins. Later, and sooner at full rates, the last bits of two libraries
+    """Under the learning rates with which a run of the contest's 20,000 steps begins. Later, and sooner at full rates, the last bits of two libraries
     move one weight over its threshold, and from there two runs part as two seeds do."""
     cfg = tiny_config(name, **SIZES | BATCH)
     loader, sides = open_loader(cfg, shard_folder, 1, 0, 1, 0), [start(cfg, side) for side in BACKENDS]
