@@ -76,4 +76,4 @@ def test_any_step_from_the_same_state_is_the_same(flags):
         assert np.allclose(one, two, rtol=1e-5, atol=1e-5)
         assert largest_difference(leader.state(), follower.state()) <= 1e-3
         codes = [ternary_codes(cfg, side.export()) for side in (leader, follower)]
-        assert (codes[0] != codes[1]).mean() <= 1e-4
+        assert (codes[0] != codes[1]).sum() <= 3  # of some 15,000: a weight on its threshold may fall either way
