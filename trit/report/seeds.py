@@ -6,7 +6,6 @@ artifact is the largest of theirs, certified as it stands. Mixed settings, a see
 
 import argparse
 import json
-import shutil
 import statistics
 import sys
 from pathlib import Path
@@ -58,7 +57,7 @@ def check_alike(entries):
 
 def merged(entries, name):
     """(the entry whose artifact is shipped, submission.json of all): the mean of the scores, the largest of sizes and times."""
-    shipped = max(entries, key=lambda entry: (len(entry.artifact), -entries.index(entry)))
+    shipped = max(entries, key=lambda entry: len(entry.artifact))
     said = [entry.submission for entry in entries]
     results = {str(one["seeds"][0]): one["seed_results"][str(one["seeds"][0])] for one in said}
     found = shipped.submission | {"name": name, "seeds": [one["seeds"][0] for one in said], "seed_results": results}
@@ -80,11 +79,7 @@ def merge(folders, root, name, data=None, say=print):
     logs = {f"train_seed{entry.submission['seeds'][0]}.log": (entry.folder / "train.log").read_bytes() for entry in entries}
     record.write_claims(temporary, submission, logs)
     certificate = certify(read_entry(temporary, data or shipped.data), say=say)
-    record.write_certificate(temporary, certificate.checks, certificate.made_by)
-    if any(item.verdict == "fail" for item in certificate.checks):
-        shutil.rmtree(temporary)
-        return None, certificate.checks
-    return temporary.rename(folder), certificate.checks
+    return record.file_record(temporary, folder, certificate.checks, certificate.made_by)[0], certificate.checks
 
 
 def main(arguments=None):

@@ -73,7 +73,7 @@ def main(arguments=None):
         own = (
             "stored without the model"
             if math.isnan(found.bits)
-            else f"the model's own {found.bits / 8 / len(data) * 8:.4f}, {found.tokens:,} tokens"
+            else f"the model's own {found.bits / len(data):.4f}, {found.tokens:,} tokens"
         )
         line += f"; {8 * len(result) / len(data):.4f} bits per byte, {own}"
     print(line, file=sys.stderr)

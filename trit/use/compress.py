@@ -15,7 +15,7 @@ import brotli
 import numpy as np
 
 from trit.data.token_ids import BOS_ID
-from trit.use.opened import token_ids
+from trit.use.opened import spelling, token_ids
 
 MAGIC, HEADER = b"TRZ1", "<4sBIHH8s8s"  # magic, kind, tokens, lanes, window, artifact, checksum of the file
 STORED, CODED = 0, 1
@@ -143,4 +143,4 @@ def coded_bytes(opened, body, kind, count, lanes, window, progress):
                 raise ValueError("the coded tokens are damaged") from None
             done += int(alive.sum())
         progress(done, count)
-    return b"".join(opened.spelled[i] or b"" for i in held.tokens[:, 1:][held.places()])
+    return spelling(opened, held.tokens[:, 1:][held.places()])

@@ -81,4 +81,9 @@ def exact_ids(opened, data):
         ids = opened.tokenizer.encode(data.decode("utf-8")).tolist()
     except UnicodeDecodeError:
         return None
-    return ids if b"".join(opened.spelled[i] or b"" for i in ids) == data else None
+    return ids if spelling(opened, ids) == data else None
+
+
+def spelling(opened, ids):
+    """The bytes that ids spell, one after the other."""
+    return b"".join(opened.spelled[i] or b"" for i in ids)
