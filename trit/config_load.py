@@ -17,6 +17,7 @@ from trit.models import load_arch
 
 ROOT = Path(__file__).resolve().parent.parent
 TRACKS = ROOT / "configs" / "tracks.toml"
+MANY = 40  # names that nobody reads in an error message
 
 
 def environment_name(field):
@@ -57,7 +58,9 @@ def convert(name, value, field):
 def near(word, names, what):
     """Text that names the closest known name, for error messages."""
     match = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    return f"{what}; did you mean {match[0]!r}?" if match else f"{what}; known: {', '.join(sorted(names))}"
+    if match:
+        return f"{what}; did you mean {match[0]!r}?"
+    return f"{what}; known: {', '.join(sorted(names))}" if len(names) < MANY else f"{what}; trit/config.py lists all {len(names)}"
 
 
 def full_key(key, fields):
@@ -199,14 +202,16 @@ def save(config, path):
     atomic_write(path, (json.dumps(to_dict(config), indent=1, sort_keys=True) + "\n").encode())
 
 
-def describe(config, run, origins):
-    """The resolved configuration as text: one line a section, values that are not defaults marked with their origin."""
+def describe(config, run, origins, changed=False):
+    """The resolved configuration as text: one line a section, values that are not defaults marked with their origin; or those alone."""
     lines = []
     for name, values in [*((f.name, getattr(config, f.name)) for f in dataclasses.fields(config)), ("run", run)]:
         parts = []
         for field in dataclasses.fields(values):
             origin = origins.get(f"{name}.{field.name}", "default")
+            if changed and origin == "default":
+                continue
             mark = "" if origin == "default" else f" ({origin})"
             parts.append(f"{field.name}={getattr(values, field.name)}{mark}")
-        lines.append(f"{name}: " + ", ".join(parts))
+        lines += [f"{name}: " + ", ".join(parts)] if parts else []
     return "\n".join(lines)

@@ -24,6 +24,7 @@ from trit.params import init_params
 from trit.train.checkpoint import load_checkpoint, save_checkpoint
 from trit.train.log import RunLog
 from trit.train.run import run_training
+from trit.watch import Watchdog, watched
 
 
 def prepare_run(options, overrides, world):
@@ -74,6 +75,7 @@ def launch(arguments, text, ops, start_process, make_backend, with_profile=None)
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", help="preset, for example configs/demo.toml")
     parser.add_argument("--profile", action="store_true", help="record a few steps after the start in the run folder: trace and summary")
+    parser.add_argument("--stall-seconds", type=float, default=600.0, help="end the run where no step ends for so long; 0 never does")
     options, overrides = parser.parse_known_args(arguments)
     folder = Path("runs")
     keep_freed_memory()
@@ -109,7 +111,8 @@ def launch(arguments, text, ops, start_process, make_backend, with_profile=None)
             # After compilation and the first steps on the clock.
             backend = with_profile(backend, folder, config.train.warmup_steps + 5, log)
         backend = with_prediction(stoppable(backend), ops, config, specs, log)
-        run_training(config, specs, backend, run.data_path, run.seed, log, resumed, save_state)
+        with Watchdog(options.stall_seconds, log.line if process.rank == 0 else print) as watchdog:
+            run_training(config, specs, watched(backend, watchdog), run.data_path, run.seed, log, resumed, save_state)
         firewall.ensure_unread()
     except KeyboardInterrupt:
         sys.exit(f"\nstopped; the state is saved in {folder}. Continue with the same command and resume=true")
