@@ -30,11 +30,19 @@ GRID = FLAG_SETS | {
     "eight_bits": {"fp8": "true", "bitnet_group_size": 64, "attention_kernel": "flash", "compute_dtype": "bfloat16"},
     "compiled": {"compile": "true", "yarn_max_len": 32, "eval_stride": 32},
 }
-FAST = ("odd_all", "integers")
+# A file run alone takes a quarter of a minute. The fast suite takes everything at once on every architecture, the rest on one.
+FAST = ["odd_all", "all"], [("integers", "unet"), ("one_pass_all", "hybrid")]
+
+
+def marked(sets):
+    """[(architecture, flags)] of all `sets`, those that are not `FAST` marked as slow."""
+    whole, single = FAST
+    pairs = [(arch, flags) for flags in sets for arch in arch_names()]
+    return [pytest.param(arch, flags, marks=[] if flags in whole or (flags, arch) in single else pytest.mark.slow) for arch, flags in pairs]
 
 
 def test_the_grid_is_run_on_every_architecture():
-    assert arch_names() and set(FAST) <= set(GRID)
+    assert arch_names() and set(FAST[0]) | {flags for flags, _ in FAST[1]} <= set(GRID) | set(EVAL_SETS)
 
 
 def compare(cfg, shard_folder, tmp_path, rows_at=(), codecs=("brotli",)):
@@ -61,16 +69,12 @@ def compare(cfg, shard_folder, tmp_path, rows_at=(), codecs=("brotli",)):
     assert f"val_bpb:{score.bpb:.8f}" in done.stdout
 
 
-@pytest.mark.parametrize("arch", arch_names())
-@pytest.mark.parametrize("flags", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in GRID])
+@pytest.mark.parametrize("arch,flags", marked(GRID))
 def test_counted_file_alone_equals_the_package(arch, flags, shard_folder, tmp_path):
     compare(tiny_config(arch, vocab_size=260, **GRID[flags]), shard_folder, tmp_path)
 
 
-@pytest.mark.parametrize("arch", arch_names())
-@pytest.mark.parametrize(
-    "part", [name if name in ("all", "one_pass_all") else pytest.param(name, marks=pytest.mark.slow) for name in EVAL_SETS]
-)
+@pytest.mark.parametrize("arch,part", marked(EVAL_SETS))
 def test_counted_evaluator_alone_equals_the_package(arch, part, shard_folder, tmp_path):
     compare(evaluating(arch, part, vocab_size=260, ngram_nodes=2000), shard_folder, tmp_path, [0, 40, 333])
 

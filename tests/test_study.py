@@ -72,6 +72,7 @@ def test_every_study_of_the_repository_is_valid():
     assert len(found) >= 7 and all(study.variants for study in found)
 
 
+@pytest.mark.slow
 def test_the_size_setting_grows_until_the_cap_is_filled(tmp_path):
     text = "[variants]\nfirst = []\nwide = ['model.model_dim=64']\nfixed = {change = [], fill = ''}\n"
     path = write_study(tmp_path, "data", text, fill="engram.engram_buckets", fill_step=16)

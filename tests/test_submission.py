@@ -47,6 +47,7 @@ def test_record_is_complete_and_its_numbers_are_those_of_its_files(record):
     assert f"{submission['val_bpb']:.4f}" in (record / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_building_again_gives_the_same_bytes_in_a_folder_of_its_own(record, trained):
     done = run(
         "build_submission.py",
@@ -106,6 +107,7 @@ def test_a_damaged_artifact_is_refused(record, data, tmp_path):
     assert done.returncode != 0 and "val_bpb" not in done.stdout
 
 
+@pytest.mark.slow
 def test_a_model_trained_in_floats_is_allocated_to_the_cap_and_comes_back_bit_for_bit(data, tmp_path):
     floats = ["quant.matrix_scheme=fp16", "quant.embed_bits=16", "quant.engram_bits=16", "compress.allocate=true"]
     trained = run("train_gpt.py", *TINY, *floats, "track.cap_bytes=500000", f"data_path={data}", f"out_path={tmp_path}/run")
