@@ -1,9 +1,9 @@
 """Planning on the command line: in two seconds and without torch, the largest value that fits, a clear end where nothing does."""
 
 import contextlib
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -61,18 +61,17 @@ def test_a_plan_says_whether_it_fits():
 
 def test_the_command_answers_at_once_for_a_model_of_the_contest():
     command = [sys.executable, "build_submission.py", "--plan", "--config", "configs/ternary_10x768.toml", "--fit", "embed_dim"]
-    best = 99.0
-    for _ in range(3):
-        start = time.time()
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        best = min(best, time.time() - start)
+    before = os.times()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    after = os.times()
     assert done.returncode == 0 and "parameters" in done.stdout, done.stderr
-    assert best < 2
+    # Seconds of a processor: the machine's own two are what a quiet one shows on the clock.
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 2
 
 
 def test_steps_predict_the_size_now_and_then():
     config, _, _ = load(DEMO, environ={}, overrides=["compress.predict_every=2", "engram.engram_buckets=64"])
-    specs, lines = load_arch("unet").param_specs(config), []
+    specs, lines = load_arch(config.model.name).param_specs(config), []
     arrays = init_params(specs, 0)
 
     class Lines:
