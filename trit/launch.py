@@ -24,7 +24,7 @@ from trit.params import init_params
 from trit.train.checkpoint import load_checkpoint, save_checkpoint
 from trit.train.log import RunLog
 from trit.train.run import run_training
-from trit.watch import Watchdog, watched
+from trit.watchdog import Watchdog, watched
 
 
 def prepare_run(options, overrides, world):

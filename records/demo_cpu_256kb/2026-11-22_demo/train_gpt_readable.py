@@ -1,11 +1,64 @@
 import collections, concurrent.futures, glob, hashlib, json, math, numpy as np, os, sentencepiece, struct, time, torch, torch.distributed as distributed, torch.nn.functional as functional, warnings, zlib
+from collections import deque
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import NamedTuple
+ops_CHUNK = 8
+
+
+def ops_chunked_scan(stack, pad, a, b, reverse):
+    batch, length, width = b.shape
+    steps = min(ops_CHUNK, length)
+    chunks = -(-length // steps)
+    missing = chunks * steps - length
+    if missing:
+        a, b = (pad(a, 0, missing), pad(b, 0, missing))
+    a, b = (a.reshape(batch, chunks, steps, width), b.reshape(batch, chunks, steps, width))
+    order = list(range(steps))[::-1 if reverse else 1]
+    state, decay = (b[:, :, order[0]], a[:, :, order[0]])
+    states, decays = ([state], [decay])
+    for step in order[1:]:
+        state = a[:, :, step] * state + b[:, :, step]
+        states.append(state)
+        if chunks > 1:
+            decay = a[:, :, step] * decay
+            decays.append(decay)
+    result = stack(states[::-1 if reverse else 1], 2)
+    if chunks > 1:
+        ends = ops_chunked_scan(stack, pad, decay, state, reverse)
+        before = pad(ends[:, 1:], 0, 1) if reverse else pad(ends[:, :-1], 1, 0)
+        result = result + stack(decays[::-1 if reverse else 1], 2) * before[:, :, None]
+    return result.reshape(batch, chunks * steps, width)[:, :length]
+
+
+def ops_scan_gradients(stack, pad, a, states, gradient):
+    of_b = ops_chunked_scan(stack, pad, pad(a[:, 1:], 0, 1), gradient, True)
+    return (of_b * pad(states[:, :-1], 1, 0), of_b)
+
+
+def ops_pad_time(x, before, after):
+    return functional.pad(x, (0, 0, before, after))
+
+
+class ops_LinearScan(torch.autograd.Function):
+
+    @staticmethod
+    def forward(ctx, decays, inputs):
+        states = ops_chunked_scan(torch.stack, ops_pad_time, decays, inputs, False)
+        ctx.save_for_backward(decays, states)
+        return states
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return ops_scan_gradients(torch.stack, ops_pad_time, *ctx.saved_tensors, gradient)
 
 
 def ops_from_numpy(array, like=None):
-    tensor = torch.from_numpy(np.array(array))
-    return tensor if like is None else tensor.to(like.device)
+    return torch.tensor(array, device=None if like is None else like.device)
+
+
+def ops_constant(values, like):
+    return like.new_tensor(values, dtype=torch.float32)
 
 
 def ops_to_numpy(x):
@@ -18,23 +71,19 @@ def ops_cast(x, dtype):
 
 
 def ops_zeros(shape, like):
-    return torch.zeros(shape, dtype=like.dtype, device=like.device)
+    return like.new_zeros(shape)
 
 
 def ops_arange(count, like):
-    return torch.arange(count, dtype=torch.float32, device=like.device)
+    return torch.arange(float(count), device=like.device)
 
 
 def ops_reshape(x, shape):
     return x.reshape(shape)
 
 
-def ops_permute(x, axes):
-    return x.permute(axes)
-
-
 def ops_swap_last(x):
-    return x.transpose(-1, -2)
+    return x.mT
 
 
 def ops_concat(parts, axis):
@@ -58,11 +107,11 @@ def ops_where(condition, a, b):
 
 
 def ops_sum(x, axis=None, keepdims=False):
-    return torch.sum(x) if axis is None else torch.sum(x, axis, keepdim=keepdims)
+    return torch.sum(x, axis, keepdim=keepdims)
 
 
 def ops_mean(x, axis=None, keepdims=False):
-    return torch.mean(x) if axis is None else torch.mean(x, axis, keepdim=keepdims)
+    return torch.mean(x, axis, keepdim=keepdims)
 
 
 def ops_max(x, axis=None, keepdims=False):
@@ -105,14 +154,6 @@ def ops_rsqrt(x):
     return torch.rsqrt(x)
 
 
-def ops_cos(x):
-    return torch.cos(x)
-
-
-def ops_sin(x):
-    return torch.sin(x)
-
-
 def ops_sigmoid(x):
     return torch.sigmoid(x)
 
@@ -129,8 +170,8 @@ def ops_rms_norm(x):
     return functional.rms_norm(x, x.shape[-1:], eps=1e-06)
 
 
-def ops_attention(q, k, v):
-    return functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+def ops_linear_scan(decays, inputs):
+    return ops_LinearScan.apply(decays, inputs)
 
 
 def ops_log_softmax(x):
@@ -180,6 +221,11 @@ def scalar_spec(name, shape, value, adapt='scale'):
     return on_grid(spec, 6, int(np.prod(shape)), 4.0)
 
 
+def table_spec(name, shape, std, adapt='scale'):
+    spec = ParamSpec(name, shape, 'normal', std, 'scalar', adapt=adapt)
+    return on_grid(spec, 6, int(np.prod(shape)), 4.0)
+
+
 def init_params(specs, seed):
     arrays = {}
     for spec in specs:
@@ -207,45 +253,31 @@ def normed_project(p, name, x):
     return project(p, name, ops_rms_norm(x) * p[name + '.gain'])
 
 
-def attention_specs(name, first):
-    specs = [matrix_spec(name + '.qkv', 288, 96, 0.02), scalar_spec(name + '.q_gain', (3, 1, 1), 2.25)]
-    if not first:
-        specs.append(scalar_spec(name + '.value_mix', (1,), 4.0))
-    return specs + normed_projection_specs(name + '.out', 96, 96, 0.02)
+def hadamard_matrix(size, like):
+    matrix = ops_zeros((1, 1), like) + size ** (-0.5)
+    while matrix.shape[0] < size:
+        matrix = ops_concat([ops_concat([matrix, matrix], 1), ops_concat([matrix, -matrix], 1)], 0)
+    return matrix
 
 
-def rope_frequencies(like):
-    index = ops_arange(8, like)
-    frequencies = ops_exp(index * -0.125 * ops_log(ops_zeros((1,), index) + 5000.0))
-    return frequencies
+SHARE_MARGIN = 2.0 ** (-14)
 
 
-def rotary_tables(length, like):
-    positions = ops_reshape(ops_arange(length, like), (-1, 1))
-    angles = positions * rope_frequencies(positions)
-    return (ops_cast(ops_cos(angles), 'float32'), ops_cast(ops_sin(angles), 'float32'))
+def state_share(logits):
+    return SHARE_MARGIN + (1.0 - 2.0 * SHARE_MARGIN) * ops_sigmoid(logits)
 
 
-def rotate(x, rotary):
-    cos, sin = rotary
-    a, b, rest = (x[..., :8], x[..., 8:16], x[..., 16:])
-    return ops_concat([a * cos - b * sin, b * cos + a * sin, rest], -1)
+def token_horizon_logits(channels, longest, like):
+    steps = ops_arange(channels, like) * (1.0 / max(channels - 1, 1))
+    return -ops_log(2.0 * ops_exp(steps * ops_log(ops_zeros((1,), steps) + longest / 2.0)) - 1.0)
 
 
-def attention_layer(p, name, x, rotary, first_values, exclude_self):
-    batch, length = (x.shape[0], x.shape[1])
-    heads, kv_heads = (3, 3)
-    qkv = ops_reshape(project(p, name + '.qkv', x), (batch, length, heads + 2 * kv_heads, 32))
-    qkv = ops_permute(qkv, (0, 2, 1, 3))
-    q = rotate(ops_rms_norm(qkv[:, :heads]), rotary) * p[name + '.q_gain']
-    k = rotate(ops_rms_norm(qkv[:, heads:heads + kv_heads]), rotary)
-    v = qkv[:, heads + kv_heads:]
-    if first_values is not None:
-        keep = ops_sigmoid(p[name + '.value_mix'])
-        v = keep * v + (1.0 - keep) * first_values
-    y = ops_attention(q, k, v)
-    y = ops_reshape(ops_permute(y, (0, 2, 1, 3)), (batch, length, heads * 32))
-    return (normed_project(p, name + '.out', y), v)
+def decay_scan(decays, inputs, initial=None):
+    decays, inputs = (ops_cast(decays, 'float32'), ops_cast(inputs, 'float32'))
+    if initial is not None:
+        first = decays[:, :1] * ops_reshape(ops_cast(initial, 'float32'), (-1, 1, inputs.shape[2]))
+        inputs = ops_concat([inputs[:, :1] + first, inputs[:, 1:]], 1)
+    return ops_linear_scan(decays, inputs)
 
 
 def embedding_specs():
@@ -269,7 +301,7 @@ def token_logits(p, x):
 
 
 def engram_specs():
-    return [on_grid(ParamSpec('engram.table', (29184, 32), 'normal', 0.02, 'engram'), 2, 4096, 2.0), matrix_spec('engram.value', 96, 128, 128 ** (-0.5))._replace(adapt=''), matrix_spec('engram.key', 96, 128, 128 ** (-0.5))._replace(adapt=''), scalar_spec('engram.gate_scale', (1,), 0.378), scalar_spec('engram.gate_bias', (1,), 0.0)]
+    return [on_grid(ParamSpec('engram.table', (31232, 32), 'normal', 0.02, 'engram'), 2, 4096, 2.0), matrix_spec('engram.value', 96, 128, 128 ** (-0.5))._replace(adapt=''), matrix_spec('engram.key', 96, 128, 128 ** (-0.5))._replace(adapt=''), scalar_spec('engram.gate_scale', (1,), 0.378), scalar_spec('engram.gate_bias', (1,), 0.0)]
 
 
 def mix_bits(x):
@@ -289,8 +321,8 @@ def engram_rows(tokens):
         key = mix_bits(key * 65599 + past + order)
         for head in range(2):
             table = order * 2 + head
-            bucket = (mix_bits(key + (head + 1) * 1000003) & 9223372036854775807) % 7296
-            rows.append(bucket + table * 7296)
+            bucket = (mix_bits(key + (head + 1) * 1000003) & 9223372036854775807) % 7808
+            rows.append(bucket + table * 7808)
             masks.append(ops_cast(positions > order, 'float32'))
     return (ops_stack(rows, -1), ops_stack(masks, -1))
 
@@ -316,22 +348,73 @@ def mlp_layer(p, name, x):
     return normed_project(p, name + '.out', hidden * hidden)
 
 
-def arch_param_specs():
+def conv_specs(name, taps, channels):
+    return [scalar_spec(name, (taps, channels), 1.0 / taps, 'conv')]
+
+
+def causal_conv(x, weights, reach):
+    taps, length = (weights.shape[0], x.shape[1])
+    y = x * weights[taps - 1]
+    for lag in range(1, taps):
+        past = ops_pad(x, ((0, 0), (lag, 0), (0, 0)))[:, :length]
+        if reach is not None:
+            past = ops_where(reach >= lag, past, ops_zeros((), past))
+        y = y + past * weights[taps - 1 - lag]
+    return y
+
+
+def koopman_specs(name):
+    size, rank = (64, 4)
+    specs = [matrix_spec(name + '.in', 3 * size, 96, 0.02), scalar_spec(name + '.rate', (size,), 0.0, 'decay')]
+    specs += conv_specs(name + '.conv', 4, size)
+    specs.append(table_spec(name + '.couple_in', (rank, size), 0.001))
+    specs.append(table_spec(name + '.couple_out', (size, rank), 0.001))
+    return specs + normed_projection_specs(name + '.out', 96, size, 0.02)
+
+
+def koopman_tables(tokens):
+    size, tables = (64, [])
+    tables.append(token_horizon_logits(size, 2048.0, tokens))
+    tables.append(ops_cast(hadamard_matrix(size, tables[0]), 'float32'))
+    return tables
+
+
+def koopman_layer(p, name, x, tables):
+    mixed = project(p, name + '.in', x)
+    state, gate, logits = (mixed[..., :64], mixed[..., 64:128], mixed[..., 128:])
+    state = causal_conv(state, p[name + '.conv'], None)
+    state = ops_linear(state, tables[1])
+    share = state_share(ops_cast(logits, 'float32') + p[name + '.rate'] + tables[0])
+    decays = 1.0 - share
+    state = ops_cast(decay_scan(decays, share * ops_sigmoid(gate) * state), 'float32')
+    state = state + ops_linear(ops_linear(state, p[name + '.couple_in']), p[name + '.couple_out'])
+    state = ops_linear(state, tables[1])
+    return normed_project(p, name + '.out', state)
+
+
+def mixer_of(i):
+    return 'k'[i % 1]
+
+
+def param_specs():
     specs = embedding_specs()
     specs += engram_specs()
     for i in range(3):
         name, decoder = (f'block{i}', i >= 2)
         kind = 'decoder_scale' if decoder else 'scale'
-        specs += [scalar_spec(name + '.mix', (2, 96), 0.0, 'mix'), scalar_spec(name + '.attn_scale', (96,), 0.5, kind), scalar_spec(name + '.mlp_scale', (96,), 0.5, kind)]
+        specs += [scalar_spec(name + '.mix', (2, 96), 0.0, 'mix'), scalar_spec(name + '.mlp_scale', (96,), 0.5, kind)]
         if decoder:
             specs.append(scalar_spec(name + '.skip', (96,), 1.0, 'skip'))
-        specs += attention_specs(name + '.attn', i == 0) + mlp_specs(name + '.mlp')
+        if mixer_of(i) == 'k':
+            specs.append(scalar_spec(name + '.koopman_scale', (96,), 0.5, kind))
+            specs += koopman_specs(name + '.koopman')
+        specs += mlp_specs(name + '.mlp')
     return specs
 
 
-def arch_forward(p, tokens):
+def forward(p, tokens):
     x = start = embed_tokens(p, tokens)
-    rotary = rotary_tables(tokens.shape[1], tokens)
+    koopman = koopman_tables(tokens)
     saved, first_values = ([], None)
     for i in range(3):
         name = f'block{i}'
@@ -341,13 +424,16 @@ def arch_forward(p, tokens):
             x = x + p[name + '.skip'] * saved.pop()
         mix = p[name + '.mix']
         x = (mix[0] + 0.95) * x + (mix[1] + 0.05) * start
-        branch, values = attention_layer(p, name + '.attn', ops_rms_norm(x), rotary, first_values, i >= 3)
-        first_values = values if first_values is None else first_values
-        x = x + p[name + '.attn_scale'] * branch
+        if mixer_of(i) == 'k':
+            x = x + p[name + '.koopman_scale'] * koopman_layer(p, name + '.koopman', ops_rms_norm(x), koopman)
         x = x + p[name + '.mlp_scale'] * mlp_layer(p, name + '.mlp', ops_rms_norm(x))
         if i < 1:
             saved.append(x)
-    return (token_logits(p, x), {})
+    return (x, {})
+
+
+def readout(p, x):
+    return token_logits(p, x)
 
 
 PRECISION = 16
@@ -596,30 +682,38 @@ def from_groups(spec, x):
 
 def group_counts(spec):
     groups, size, padding = group_layout(spec)
-    counts = np.full((groups, 1), size, np.float32)
-    if padding and size <= spec.shape[-1]:
-        per_row = groups // math.prod(spec.shape[:-1])
-        counts[per_row - 1::per_row] -= padding
-    elif padding:
-        counts[-1] -= padding * spec.shape[-1]
-    return counts
+    if size <= spec.shape[-1]:
+        return [size] * (groups // math.prod(spec.shape[:-1]) - 1) + [size - padding]
+    return [size] * (groups - 1) + [size - padding * spec.shape[-1]]
+
+
+def group_sum(x):
+    while x.shape[1] > 1:
+        half = -(-x.shape[1] // 2)
+        x = x[:, :half] + ops_pad(x[:, half:], ((0, 0), (0, 2 * half - x.shape[1])))
+    return x
 
 
 def group_mean(spec, x):
     _, size, padding = group_layout(spec)
-    total = ops_sum(x, 1, True)
-    return total / (ops_from_numpy(group_counts(spec), total) if padding else size)
+    if padding:
+        size = group_sum(to_groups(spec, ops_zeros(spec.shape, x) + 1.0))
+    return group_sum(x) / size
+
+
+def scale_values(steps):
+    return [round(2.0 ** (i % steps / steps + 10.0)) * 2.0 ** (i // steps - 24.0) for i in range(29 * steps + 1)]
 
 
 def scale_table(steps):
-    return np.exp2(np.arange(29 * steps + 1) / steps - 14.0).astype(np.float16)
+    return np.array(scale_values(steps), np.float16)
 
 
 def stored_scale(x):
     x = ops_maximum(ops_cast(ops_cast(x, 'float16'), 'float32'), SMALLEST_SCALE)
     place = ops_round((ops_log(x) * (1.0 / math.log(2.0)) + 14.0) * 8)
     place = ops_cast(ops_clip(place, 0.0, 232.0), 'int64')
-    return ops_take(ops_from_numpy(scale_table(8).astype(np.float32)[:, None], x), place[:, 0])
+    return ops_take(ops_constant(scale_values(8), x)[:, None], place[:, 0])
 
 
 def encode(spec, x, calibration):
@@ -635,7 +729,7 @@ def encode(spec, x, calibration):
     scales = stored_scale(group_mean(spec, size))
     kept = ops_cast(size > scales * threshold, 'float32')
     if refit:
-        scales = stored_scale(ops_sum(size * kept, 1, True) / ops_maximum(ops_sum(kept, 1, True), 1.0))
+        scales = stored_scale(group_sum(size * kept) / ops_maximum(group_sum(kept), 1.0))
     return (ops_sign(groups) * kept, scales)
 
 
@@ -662,10 +756,7 @@ def quantize(specs, p, calibration):
         if not (np.abs(ops_to_numpy(p[spec.name])) <= 65504).all():
             raise ValueError(f'{spec.name}: a weight is not a number from -65504 to 65504')
         codes, scales = encode(spec, p[spec.name], calibration)
-        if spec.scheme == 'fp16':
-            tensors[spec.name] = QuantTensor(ops_to_numpy(codes) + np.float16(0), None)
-        else:
-            tensors[spec.name] = QuantTensor(ops_to_numpy(codes).astype(np.int8), ops_to_numpy(scales).astype(np.float16))
+        tensors[spec.name] = QuantTensor(ops_to_numpy(codes).astype(np.int8), ops_to_numpy(scales).astype(np.float16))
     return tensors
 
 
@@ -706,18 +797,19 @@ def grid_top(spec):
 
 
 def real_entries(spec):
-    return np.arange(spec.group_size) < group_counts(spec)
+    groups, size, _ = group_layout(spec)
+    counts = group_counts(spec)
+    return np.arange(size) < np.resize(counts, (groups, 1))
 
 
 def stream_table(specs):
     table, halves = ([], 0)
     for spec in specs:
         count = int(np.prod(spec.shape))
-        if spec.scheme != 'fp16':
-            table.append(Stream(2 * grid_top(spec) + 1, count, spec.shape[-1]))
-            count = group_layout(spec)[0]
-            table.append(Stream(233, count, 1))
-            count = 0
+        table.append(Stream(2 * grid_top(spec) + 1, count, spec.shape[-1]))
+        count = group_layout(spec)[0]
+        table.append(Stream(233, count, 1))
+        count = 0
         halves += count
     return table
 
@@ -728,12 +820,9 @@ def stored_specs(specs, data):
 
 def check_tensor(spec, tensor):
     name, codes, scales = (spec.name, tensor.codes, tensor.scales)
-    shape, kind = (tuple(spec.shape), np.float16) if spec.scheme == 'fp16' else (group_layout(spec)[:2], np.int8)
+    shape, kind = (group_layout(spec)[:2], np.int8)
     good = codes.shape == shape and codes.dtype == kind
     ensure_packable(good, f'{name}: codes are {codes.dtype} of shape {codes.shape}, not {np.dtype(kind)} of shape {shape}')
-    if spec.scheme == 'fp16':
-        ensure_packable(np.isfinite(codes).all(), f'{name}: a value is not finite; 16-bit values end at 65504')
-        return
     top = grid_top(spec)
     ensure_packable(codes.min() >= -top and codes.max() <= top, f'{name}: a code lies outside the grid from {-top} to {top}')
     ensure_packable(not codes[~real_entries(spec)].any(), f'{name}: a padding position is not zero')
@@ -747,15 +836,13 @@ def stream_symbols(specs, tensors):
     found, halves = ([], [])
     for spec in specs:
         codes, scales = tensors[spec.name]
-        if spec.scheme != 'fp16':
-            found.append(codes[real_entries(spec)].astype(np.int16) + grid_top(spec))
-            codes = scales
-            table = scale_table(8)
-            places = np.minimum(table.searchsorted(scales[:, 0]), len(table) - 1)
-            ensure_packable((table[places] == scales[:, 0]).all(), f'{spec.name}: a scale is not one of quant.scale_steps')
-            found.append(places)
-            continue
-        halves.append(codes.reshape(-1))
+        found.append(codes[real_entries(spec)].astype(np.int16) + grid_top(spec))
+        codes = scales
+        table = scale_table(8)
+        places = np.minimum(table.searchsorted(scales[:, 0]), len(table) - 1)
+        ensure_packable((table[places] == scales[:, 0]).all(), f'{spec.name}: a scale is not one of quant.scale_steps')
+        found.append(places)
+        continue
     return found
 
 
@@ -811,10 +898,9 @@ def unpack(specs, data):
     parts, tensors, at = (iter(found), {}, 0)
     for spec in specs:
         codes = scales = None
-        if spec.scheme != 'fp16':
-            codes = np.zeros(group_layout(spec)[:2], np.int8)
-            codes[real_entries(spec)] = next(parts).astype(np.int16) - grid_top(spec)
-            scales = scale_table(8)[next(parts)][:, None]
+        codes = np.zeros(group_layout(spec)[:2], np.int8)
+        codes[real_entries(spec)] = next(parts).astype(np.int16) - grid_top(spec)
+        scales = scale_table(8)[next(parts)][:, None]
         tensors[spec.name] = QuantTensor(codes, scales)
     return tensors
 
@@ -1163,12 +1249,21 @@ class NgramMixture:
 
 
 def artifact_specs():
-    return arch_param_specs() + [scalar_spec('sharpness', (1,), 1.0)]
+    return param_specs() + [scalar_spec('sharpness', (1,), 1.0)]
 
 
-def scored_logits(p, tokens):
-    logits = arch_forward(p, tokens)[0]
+def scored_logits(p, stream):
+    logits = readout(p, stream)
     return logits * ops_cast(p['sharpness'], 'float32')
+
+
+def scored_rows(p, tokens, first=0):
+    return ops_log_softmax(scored_logits(p, forward(p, tokens)[0][:, first:]))
+
+
+def scored_losses(p, tokens, targets, first=0):
+    stream = forward(p, tokens)[0]
+    return ops_cross_entropy(scored_logits(p, stream[:, first:]), targets[:, first:])
 
 
 def fit_sharpness(rows, tokens, length):
@@ -1270,10 +1365,9 @@ class Score(NamedTuple):
     bytes: int
 
 
-def score_windows(positions, length, stride):
-    if positions <= length:
-        return [(0, 0, positions)]
-    windows, scored = ([(0, 0, length)], length)
+def score_windows(positions):
+    length, stride = (256, 64)
+    windows, scored = ([(0, 0, min(length, positions))], length)
     while scored < positions:
         end = min(scored + stride, positions)
         windows.append((end - length, length - (end - scored), length))
@@ -1293,15 +1387,15 @@ def window_chunks(windows, tokens):
     return chunks
 
 
-def model_values(model, changes, tokens, windows, low, high, whole):
-    values = np.zeros((high - low, 1024 if whole else 1), np.float32)
+def model_values(model, changes, tokens, windows, low, high):
+    values = np.zeros((high - low, 1), np.float32)
     share = -(-len(windows) // model.world)
     mine = windows[model.rank * share:(model.rank + 1) * share]
     for at in range(0, len(mine), 8):
         batch = mine[at:at + 8]
         rows, least = (np.stack([tokens[start:start + width + 1] for start, _, width in batch]), min((first for _, first, _ in batch)))
         inputs, targets = (rows[:, :-1], rows[:, 1:])
-        found = model.rows(inputs, changes, least) if whole else -model.losses(inputs, targets, changes, least)[..., None]
+        found = -model.losses(inputs, targets, changes, least)[..., None]
         for (start, first, width), row in zip(batch, found):
             values[start + first - low:start + width - low] = row[first - least:]
     return model.total(values)
@@ -1309,7 +1403,7 @@ def model_values(model, changes, tokens, windows, low, high, whole):
 
 def whole_row(model, changes, engram, ngram, windows, tokens, start, position):
     first, _, width = next((window for window in windows if window[0] + window[1] <= position < window[0] + window[2]))
-    row = model.rows(tokens[None, first:first + width], changes)[:, position - first]
+    row = model.rows(tokens[None, first:first + width], changes, position - first)[:, 0]
     before, p = (tokens[start + 1:position + 1], np.exp(row[0].astype(np.float64)))
     p = ngram.row(before, p)
     return np.log(p)
@@ -1321,7 +1415,7 @@ def score_tokens(model, tokens, log=None, rows_at=()):
         raise ValueError(f'a text of {len(tokens)} tokens has nothing to score; at least 2 are needed')
     losses, counts = (np.zeros(positions), np.zeros(positions, np.int32))
     kept = np.zeros((len(rows_at), 1024))
-    chunks = window_chunks(score_windows(positions, 256, 64), 256)
+    chunks = window_chunks(score_windows(positions), 256)
     engram = ngram = changes = None
     ngram = NgramMixture(5, 1024, 2097152, -1, 0.4)
     ngram.memory.absorb(tokens[:1])
@@ -1331,7 +1425,7 @@ def score_tokens(model, tokens, log=None, rows_at=()):
             low, high = (windows[0][0] + windows[0][1], windows[-1][0] + windows[-1][2])
             if log and number and (number % (len(chunks) // 10 + 1) == 0):
                 log.line(f'eval_step:{number}/{len(chunks)} val_loss_so_far:{losses[:low].mean():.4f}')
-            values = model_values(model, changes, tokens, windows, low, high, False)
+            values = model_values(model, changes, tokens, windows, low, high)
             step = 16
             for start in range(low, high, step):
                 end = min(start + step, high)
@@ -1345,7 +1439,9 @@ def score_tokens(model, tokens, log=None, rows_at=()):
                         kept[index] = whole_row(model, changes, engram, ngram, windows, tokens, start, position)
                 ngram.learn(ngram_tape, came)
             if number + 1 < len(chunks):
-                changes = learn_chunk(model, velocity, changes, tokens[:high + 1], low, high, high / positions)
+                for start in range(low, high, 256):
+                    end = min(start + 256, high)
+                    changes = learn_chunk(model, velocity, changes, tokens[:end + 1], start, end, end / positions)
     return (losses, counts, kept)
 
 
@@ -1402,7 +1498,7 @@ def warm_up(backend, seed):
     generator = np.random.default_rng(seed)
     for index in range(2):
         tokens = generator.integers(0, 1024, (2, rows, 256)).astype(np.int32)
-        backend.step(tokens[0], tokens[1], 1.0, index % 2 == 0 or True, False)
+        backend.step(tokens[0], tokens[1], 1.0, index % 2 == 0 or True, False)()
     backend.restore(state)
 
 
@@ -1414,30 +1510,42 @@ def progress_line(step, loss, seconds, tokens_per_second):
 def train(backend, loader, log, save, step, seconds, clock):
     begin = clock() - seconds
     loss, skipped, bad, mark, mark_step = (float('nan'), 0, 0, seconds, step)
-    first, first_step = (seconds, step)
+    first, first_step, under_way = (seconds, step, deque())
+
+    def finish(done, wait):
+        nonlocal loss, bad, skipped, mark, mark_step
+        loss, norm = wait()
+        bad = 0 if np.isfinite(norm) else bad + 1
+        skipped += bad > 0
+        if bad == 3:
+            raise FloatingPointError(f'gradients are not finite since step {done - 3}; lower train.matrix_lr or train.scalar_lr')
+        if done % 100 == 0:
+            seconds = clock() - begin
+            speed = (done - mark_step) * 2048 / max(seconds - mark, 1e-09)
+            mark, mark_step = (seconds, done)
+            log.line(progress_line(done, loss, seconds, speed))
+            log.metrics(step=done, train_loss=loss, seconds=seconds, tokens_per_second=speed, gradient_norm=norm, skipped=skipped)
     try:
         while True:
             seconds = backend.slowest(clock() - begin)
+            if seconds == math.inf:
+                raise KeyboardInterrupt
             progress = training_progress(step, seconds)
-            pace = (seconds - first) / (step - first_step) if step > first_step else 0.0
-            late = seconds + pace > 293.0
+            finished = step - len(under_way)
+            pace = (seconds - first) / (finished - first_step) if finished > first_step else 0.0
+            late = seconds + pace * (1 + 2 * backend.ahead) > 293.0
             if progress >= 1.0 or late:
                 break
             inputs, targets = loader.next_batch()
             rounded = progress >= 0.0
             averaging = progress >= 0.4
-            loss, norm = backend.step(inputs, targets, learning_rate_factor(progress), rounded, averaging)
-            bad = 0 if np.isfinite(norm) else bad + 1
-            skipped += bad > 0
-            if bad == 3:
-                raise FloatingPointError(f'gradients are not finite since step {step - 2}; lower train.matrix_lr or train.scalar_lr')
+            wait = backend.step(inputs, targets, learning_rate_factor(progress), rounded, averaging)
             step += 1
-            if step % 100 == 0:
-                seconds = clock() - begin
-                speed = (step - mark_step) * 2048 / max(seconds - mark, 1e-09)
-                mark, mark_step = (seconds, step)
-                log.line(progress_line(step, loss, seconds, speed))
-                log.metrics(step=step, train_loss=loss, seconds=seconds, tokens_per_second=speed, gradient_norm=norm, skipped=skipped)
+            under_way.append((step, wait))
+            if len(under_way) > backend.ahead:
+                finish(*under_way.popleft())
+        while under_way:
+            finish(*under_way.popleft())
     except KeyboardInterrupt:
         save(step, clock() - begin)
         raise
@@ -1472,229 +1580,8 @@ def run_training(specs, backend, data_path, seed, log, resumed, save):
     return result
 
 
-class Process(NamedTuple):
-    rank: int
-    world: int
-    device: int
-
-
-class Evaluator(NamedTuple):
-    losses: int
-    rows: int
-    gradients: int
-    weights: int
-    total: int
-    rank: int
-    world: int
-
-
-class Backend(NamedTuple):
-    step: int
-    slowest: int
-    export: int
-    state: int
-    restore: int
-    rank: int
-    world: int
-
-
-def training_loss(specs, p, tokens, targets, rounded):
-    q = fake_quantize(specs, p, {}) if rounded else dict(p)
-    logits, auxiliary = arch_forward(q, tokens)
-    loss = ops_mean(ops_cross_entropy(logits, targets))
-    objective = loss + sum(auxiliary.values())
-    return (objective, loss)
-
-
-def orthogonalise(x):
-    x = x * ops_rsqrt(ops_sum(ops_sum(x * x, -1, True), -2, True) + 1e-14)
-    tall = x.shape[-2] > x.shape[-1]
-    x = ops_swap_last(x) if tall else x
-    for _ in range(3):
-        gram = x @ ops_swap_last(x)
-        x = 3.4445 * x + (-4.775 * gram + 2.0315 * gram @ gram) @ x
-    return ops_swap_last(x) if tall else x
-
-
-def muon_updates(specs, gradients, state):
-    shapes, found = ({}, {})
-    for spec in specs:
-        if spec.group == 'matrix':
-            shapes.setdefault(spec.shape, []).append(spec)
-    for (rows, columns), members in shapes.items():
-        momenta = [0.95 * state[spec.name][0] + gradients[spec.name] for spec in members]
-        directions = [gradients[spec.name] + 0.95 * momentum for spec, momentum in zip(members, momenta)]
-        updates = orthogonalise(ops_stack(directions, 0)) * max(1.0, rows / columns) ** 0.5
-        for index, (spec, momentum) in enumerate(zip(members, momenta)):
-            found[spec.name] = (momentum, updates[index])
-    return found
-
-
-def adam_update(first, second, gradient, step):
-    first = 0.9 * first + (1.0 - 0.9) * gradient
-    second = 0.95 * second + (1.0 - 0.95) * gradient * gradient
-    size = ops_sqrt(second * (1.0 / (1.0 - 0.95 ** step))) + 1e-08
-    return (first, second, first * (1.0 / (1.0 - 0.9 ** step)) / size)
-
-
-def group_rate(spec):
-    rate = 0.005
-    if spec.group == 'matrix':
-        rate = 0.01
-    elif spec.group == 'embed':
-        rate = 0.005
-    elif spec.group == 'engram':
-        rate = 0.0075
-    return rate * spec.lr_scale
-
-
-def optimizer_state(specs, p):
-    return {spec.name: tuple((ops_zeros(spec.shape, p[spec.name]) for _ in range(1 if spec.group == 'matrix' else 2))) for spec in specs}
-
-
-def optimizer_step(specs, p, gradients, state, factor, step):
-    new_p, new_state = ({}, {})
-    matrices = muon_updates(specs, gradients, state)
-    for spec in specs:
-        x, gradient, rate = (p[spec.name], gradients[spec.name], factor * group_rate(spec))
-        if spec.group == 'matrix':
-            momentum, update = matrices[spec.name]
-            new_state[spec.name] = (momentum,)
-            new_p[spec.name] = x * (1.0 - rate * 0.0) - rate * update
-            continue
-        first, second, update = adam_update(*state[spec.name], gradient, step)
-        if spec.group == 'engram':
-            active = ops_max(ops_abs(gradient), -1, True) > 0
-            first = ops_where(active, first, state[spec.name][0])
-            second = ops_where(active, second, state[spec.name][1])
-            update = ops_where(active, update, ops_zeros((), x))
-        new_state[spec.name] = (first, second)
-        decay = 0.0 if spec.group == 'embed' else 0.0
-        new_p[spec.name] = x * (1.0 - rate * decay) - rate * update
-    return (new_p, new_state)
-
-
-def start_process():
-    rank, world = (int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1)))
-    device = 'cpu'
-    if torch.cuda.is_available():
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-        torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision('high')
-    if world > 1 and (not distributed.is_initialized()):
-        distributed.init_process_group('nccl' if device != 'cpu' else 'gloo')
-    return Process(rank, world, device)
-
-
-def to_device(array, process):
-    return torch.from_numpy(np.array(array)).to(process.device)
-
-
-def total_over_ranks(array, process):
-    if process.world == 1:
-        return array
-    tensor = to_device(array, process)
-    distributed.all_reduce(tensor)
-    return tensor.cpu().numpy()
-
-
-def evaluator(arrays, process):
-    weights = {name: to_device(array, process) for name, array in arrays.items()}
-    gradients = None
-
-    def logits_of(inputs, changes):
-        used = adapted(weights, changes) if changes else weights
-        return scored_logits(used, to_device(inputs, process))
-
-    @torch.no_grad()
-    def losses(inputs, targets, changes=None, first=0):
-        return ops_to_numpy(ops_cross_entropy(logits_of(inputs, changes)[:, first:], to_device(targets[:, first:], process)))
-
-    @torch.no_grad()
-    def rows(inputs, changes=None, first=0):
-        return ops_to_numpy(ops_log_softmax(logits_of(inputs, changes)[:, first:]))
-
-    def gradients(changes, inputs, targets, shares):
-        leaves = {name: array.detach().requires_grad_() for name, array in changes.items()}
-        losses = ops_cross_entropy(logits_of(inputs, leaves), to_device(targets, process))
-        found = torch.autograd.grad((losses * to_device(shares, process)).sum(), list(leaves.values()))
-        return {name: ops_to_numpy(array) for name, array in zip(leaves, found)}
-    return Evaluator(losses, rows, gradients, weights, lambda array: total_over_ranks(array, process), process.rank, process.world)
-
-
-def compiled(function):
-    try:
-        torch.compile(torch.square)(torch.ones(2))
-    except Exception as fault:
-        print(f'train.compile: eager instead, because compiling fails here: {type(fault).__name__}: {str(fault).strip().splitlines()[0]}')
-        return function
-    return torch.compile(function, fullgraph=True, dynamic=False)
-
-
-def make_backend(specs, arrays, process):
-    names = [spec.name for spec in specs]
-    p = {name: to_device(arrays[name], process) for name in names}
-    held = {'p': p, 'optimizer': optimizer_state(specs, p), 'ema': {}, 'step': 0}
-
-    def loss_function(weights, tokens, targets, rounded):
-        return training_loss(specs, weights, tokens, targets, rounded)
-    loss_function = compiled(loss_function)
-
-    def gradients_of(inputs, targets, rounded):
-        leaves = {name: held['p'][name].detach().requires_grad_() for name in names}
-        mean_loss, gradients = (0.0, None)
-        for tokens, wanted in zip(np.split(inputs, 1), np.split(targets, 1)):
-            tokens, wanted = (to_device(x, process) for x in (tokens, wanted))
-            objective, loss = loss_function(leaves, tokens, wanted, rounded)
-            part = torch.autograd.grad(objective / 1, list(leaves.values()))
-            mean_loss = mean_loss + loss.detach() / 1
-            gradients = part if gradients is None else [a + b for a, b in zip(gradients, part)]
-        if process.world > 1:
-            flat = torch.cat([g.reshape(-1) for g in gradients] + [mean_loss.reshape(1)]) / process.world
-            distributed.all_reduce(flat)
-            pieces = torch.split(flat, [g.numel() for g in gradients] + [1])
-            gradients, mean_loss = ([piece.view_as(g) for piece, g in zip(pieces, gradients)], pieces[-1][0])
-        return (mean_loss, dict(zip(names, gradients)))
-
-    def step(inputs, targets, factor, rounded, averaging):
-        loss, gradients = gradients_of(inputs, targets, rounded)
-        with torch.no_grad():
-            norm = float(torch.sqrt(sum(((g * g).sum() for g in gradients.values()))))
-            if not np.isfinite(norm):
-                return (float(loss), norm)
-            if norm > 1.0:
-                gradients = {name: g * (1.0 / norm) for name, g in gradients.items()}
-            held['p'], held['optimizer'] = optimizer_step(specs, held['p'], gradients, held['optimizer'], factor, held['step'] + 1)
-            held['step'] += 1
-        return (float(loss), norm)
-
-    def slowest(seconds):
-        if process.world == 1:
-            return seconds
-        tensor = torch.tensor(seconds, dtype=torch.float64, device=process.device)
-        distributed.all_reduce(tensor, op=distributed.ReduceOp.MAX)
-        return float(tensor)
-
-    def export():
-        return {name: ops_to_numpy(x).copy() for name, x in (held['ema'] or held['p']).items()}
-
-    def state():
-        flat = {f'p/{name}': x for name, x in held['p'].items()}
-        flat.update({f'ema/{name}': x for name, x in held['ema'].items()})
-        flat.update({f'optimizer/{name}/{i}': x for name, moments in held['optimizer'].items() for i, x in enumerate(moments)})
-        return {name: ops_to_numpy(x).copy() for name, x in flat.items()} | {'step': np.array(held['step'])}
-
-    def restore(flat):
-        tensors = {name: to_device(x, process) for name, x in flat.items()}
-        held['step'] = int(flat['step'])
-        held['p'] = {name: tensors[f'p/{name}'] for name in names}
-        held['ema'] = {name: tensors[f'ema/{name}'] for name in names if f'ema/{name}' in tensors}
-        held['optimizer'] = {name: tuple((tensors[f'optimizer/{name}/{i}'] for i in range(len(held['optimizer'][name])))) for name in names}
-    return Backend(step, slowest, export, state, restore, process.rank, process.world)
-
-
 def train_weights(process, data_path, seed, log):
-    specs = arch_param_specs()
+    specs = param_specs()
     backend = make_backend(specs, init_params(specs, seed), process)
     result = run_training(specs, backend, data_path, seed, log, None, lambda *state: None)
     return (backend.export(), result)
@@ -1764,6 +1651,321 @@ def main():
         atomic_write(os.environ['ROWS'], rows.tobytes())
 
 
+class Process(NamedTuple):
+    rank: int
+    world: int
+    device: int
+
+
+class Evaluator(NamedTuple):
+    losses: int
+    rows: int
+    gradients: int
+    weights: int
+    total: int
+    rank: int
+    world: int
+
+
+class Backend(NamedTuple):
+    step: int
+    slowest: int
+    export: int
+    state: int
+    restore: int
+    rank: int
+    world: int
+    ahead: int = 0
+
+
+def seen_weights(specs, p, rounded):
+    q = fake_quantize(specs, p, {}) if rounded else dict(p)
+    return q
+
+
+def summed_loss(q, stream, targets):
+    return ops_sum(ops_cross_entropy(readout(q, stream), targets))
+
+
+def training_loss(q, tokens, targets):
+    stream, auxiliary = forward(q, tokens)
+    count = tokens.shape[0] * tokens.shape[1]
+    total = summed_loss(q, stream, targets)
+    loss = total / count
+    return (loss + sum(auxiliary.values()), loss)
+
+
+def orthogonalise(x):
+    x = x * ops_rsqrt(ops_sum(ops_sum(x * x, -1, True), -2, True) + 1e-14)
+    tall = x.shape[-2] > x.shape[-1]
+    x = ops_swap_last(x) if tall else x
+    for _ in range(3):
+        gram = x @ ops_swap_last(x)
+        x = 3.4445 * x + (-4.775 * gram + 2.0315 * gram @ gram) @ x
+    return ops_swap_last(x) if tall else x
+
+
+def stacks(specs):
+    found = {}
+    for spec in specs:
+        key = f'{spec.shape} {spec.lr_scale}' if spec.group == 'matrix' else spec.name
+        found.setdefault(key, []).append(spec)
+    return found
+
+
+def stacked(specs, arrays, multiple=1):
+    found = {}
+    for key, members in stacks(specs).items():
+        if members[0].group == 'matrix':
+            parts = [arrays[spec.name] for spec in members]
+            found[key] = ops_stack(parts + [ops_zeros(members[0].shape, parts[0])] * (-len(parts) % multiple), 0)
+        else:
+            found[key] = arrays[key]
+    return found
+
+
+def spread(specs, held):
+    found = {}
+    for key, members in stacks(specs).items():
+        for index, spec in enumerate(members):
+            found[spec.name] = held[key][index] if spec.group == 'matrix' else held[key]
+    return found
+
+
+def muon_update(momentum, gradient):
+    momentum = 0.95 * momentum + gradient
+    direction = gradient + 0.95 * momentum
+    return ((momentum,), orthogonalise(direction) * max(1.0, gradient.shape[-2] / gradient.shape[-1]) ** 0.5)
+
+
+def adam_update(first, second, gradient, step):
+    first = 0.9 * first + (1.0 - 0.9) * gradient
+    second = 0.95 * second + (1.0 - 0.95) * gradient * gradient
+    size = ops_sqrt(second * (1.0 / (1.0 - 0.95 ** step))) + 1e-08
+    return ((first, second), first * (1.0 / (1.0 - 0.9 ** step)) / size)
+
+
+def group_rate(spec):
+    rate = 0.005
+    if spec.group == 'matrix':
+        rate = 0.01
+    elif spec.group == 'embed':
+        rate = 0.005
+    elif spec.group == 'engram':
+        rate = 0.0075
+    return rate * spec.lr_scale
+
+
+def optimizer_state(specs, held):
+    state = {}
+    for key, (spec, *_) in stacks(specs).items():
+        state[key] = tuple((ops_zeros(held[key].shape, held[key]) for _ in range(1 if spec.group == 'matrix' else 2)))
+    return state | {'step': (ops_zeros((), held[key]),)}
+
+
+def optimizer_step(specs, held, gradients, state, factor, norm):
+    finite, count = (norm < math.inf, state['step'][0] + 1.0)
+    new_held, new_state = ({}, {'step': (ops_where(finite, count, count - 1.0),)})
+    for key, (spec, *_) in stacks(specs).items():
+        x, gradient, rate = (held[key], ops_cast(gradients[key], 'float32'), factor * group_rate(spec))
+        gradient = gradient * ops_clip(1.0 / norm, 0.0, 1.0)
+        active = finite
+        if spec.group == 'matrix':
+            moments, update = muon_update(*state[key], gradient)
+            decay = 0.0
+        else:
+            moments, update = adam_update(*state[key], gradient, count)
+            decay = 0.0 if spec.group == 'embed' else 0.0
+            if spec.group == 'engram':
+                active = (ops_max(ops_abs(gradient), -1, True) > 0) & finite
+        new_state[key] = tuple((ops_where(active, new, old) for new, old in zip(moments, state[key])))
+        new_held[key] = ops_where(active, x * (1.0 - rate * decay) - rate * update, x)
+    return (new_held, new_state)
+
+
+def start_process():
+    rank, world = (int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1)))
+    device = 'cpu'
+    if torch.cuda.is_available():
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision('high')
+    if world > 1 and (not distributed.is_initialized()):
+        distributed.init_process_group('nccl' if device != 'cpu' else 'gloo', timeout=timedelta(minutes=1))
+    return Process(rank, world, device)
+
+
+def to_device(array, process):
+    return torch.tensor(array, device=process.device)
+
+
+def sent(array, process):
+    tensor = torch.from_numpy(array)
+    return tensor if process.device == 'cpu' else tensor.pin_memory().to(process.device, non_blocking=True)
+
+
+def reader(process, *values):
+    if process.device == 'cpu':
+        return lambda: tuple(map(float, values))
+    numbers, done = (torch.stack(values).to('cpu', non_blocking=True), torch.cuda.Event())
+    done.record()
+
+    def read():
+        done.synchronize()
+        return tuple(numbers.tolist())
+    return read
+
+
+def total_over_ranks(array, process):
+    if process.world == 1:
+        return array
+    tensor = to_device(array, process)
+    distributed.all_reduce(tensor)
+    return tensor.cpu().numpy()
+
+
+def evaluator(arrays, process):
+    weights = {name: to_device(array, process) for name, array in arrays.items()}
+    gradients = None
+
+    def used(changes):
+        return adapted(weights, changes) if changes else weights
+
+    @torch.no_grad()
+    def losses(inputs, targets, changes=None, first=0):
+        given = (used(changes), to_device(inputs, process), to_device(targets, process), first)
+        return ops_to_numpy(scored_losses(*given))
+
+    @torch.no_grad()
+    def rows(inputs, changes=None, first=0):
+        return ops_to_numpy(scored_rows(used(changes), to_device(inputs, process), first))
+
+    def gradients(changes, inputs, targets, shares):
+        leaves = {name: array.detach().requires_grad_() for name, array in changes.items()}
+        losses = scored_losses(used(leaves), to_device(inputs, process), to_device(targets, process))
+        found = torch.autograd.grad((losses * to_device(shares, process)).sum(), list(leaves.values()))
+        return {name: ops_to_numpy(array) for name, array in zip(leaves, found)}
+    return Evaluator(losses, rows, gradients, weights, lambda array: total_over_ranks(array, process), process.rank, process.world)
+
+
+def compiled(function):
+    try:
+        torch.compile(torch.square)(torch.ones(2))
+    except Exception as fault:
+        print(f'eager instead, because compiling fails here: {type(fault).__name__}: {str(fault).strip().splitlines()[0]}')
+        return function
+    return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+def mean_over_ranks(process, matrices, gradients, loss):
+    rest, found = ([key for key in gradients if key not in matrices], {})
+    flat = torch.cat([gradients[key].reshape(-1).float() for key in rest] + [loss.reshape(1)])
+    flying = [distributed.all_reduce(flat, async_op=True)]
+    for key in matrices:
+        found[key] = torch.empty_like(gradients[key][:len(gradients[key]) // process.world])
+        flying.append(distributed.reduce_scatter(found[key], list(gradients[key].chunk(process.world)), async_op=True))
+    for work in flying:
+        work.wait()
+    *pieces, loss = torch.split(flat / process.world, [gradients[key].numel() for key in rest] + [1])
+    found = {key: x / process.world for key, x in found.items()}
+    return (found | {key: piece.view_as(gradients[key]) for key, piece in zip(rest, pieces)}, loss[0])
+
+
+def whole_stacks(process, matrices, parts):
+    if process.world == 1:
+        return parts
+    found = dict(parts)
+    found.update({key: parts[key].new_empty(process.world * len(parts[key]), *parts[key].shape[1:]) for key in matrices})
+    for work in [distributed.all_gather(list(found[key].chunk(process.world)), parts[key], async_op=True) for key in matrices]:
+        work.wait()
+    return found
+
+
+def make_backend(specs, arrays, process):
+    matrices = [key for key, members in stacks(specs).items() if members[0].group == 'matrix']
+
+    def own(whole):
+        return whole | {key: whole[key].chunk(process.world)[process.rank] for key in matrices}
+
+    def on_device(flat, pattern):
+        return stacked(specs, {spec.name: to_device(flat[pattern.format(spec.name)], process) for spec in specs}, process.world)
+    held = {'p': on_device(arrays, '{}'), 'ema': {}, 'clock': None}
+    held['state'] = optimizer_state(specs, own(held['p']))
+
+    def loss_function(weights, tokens, targets):
+        return training_loss(weights, tokens, targets)
+
+    @torch.no_grad()
+    def seen(whole, rounded):
+        return seen_weights(specs, spread(specs, whole), rounded)
+
+    @torch.no_grad()
+    def square(gradients):
+        shares = {key: 1 if key in matrices else process.world for key in gradients}
+        return sum((ops_sum(ops_cast(x, 'float32') ** 2) / shares[key] for key, x in gradients.items()))
+
+    @torch.no_grad()
+    def update(parts, gradients, state, factor, norm):
+        return optimizer_step(specs, parts, gradients, state, factor, norm)
+    loss_function, seen = (compiled(loss_function), compiled(seen))
+    if process.device != 'cpu':
+        square, update = (compiled(square), compiled(update))
+
+    def gradients_of(inputs, targets, rounded):
+        leaves = {name: weight.detach().requires_grad_() for name, weight in seen(held['p'], rounded).items()}
+        mean_loss, gradients = (0.0, None)
+        for tokens, wanted in zip(np.split(inputs, 1), np.split(targets, 1)):
+            objective, loss = loss_function(leaves, sent(tokens, process), sent(wanted, process))
+            part = torch.autograd.grad(objective / 1, list(leaves.values()))
+            mean_loss = mean_loss + loss.detach() / 1
+            gradients = part if gradients is None else [a.float() + b for a, b in zip(gradients, part)]
+        return (mean_loss, dict(zip(leaves, gradients)))
+
+    @torch.no_grad()
+    def step(inputs, targets, factor, rounded, averaging):
+        with torch.enable_grad():
+            loss, gradients = gradients_of(inputs, targets, rounded)
+        gradients = stacked(specs, gradients, process.world)
+        if process.world > 1:
+            gradients, loss = mean_over_ranks(process, matrices, gradients, loss)
+        norm = square(gradients)
+        if process.world > 1:
+            distributed.all_reduce(norm)
+        norm = torch.sqrt(norm)
+        factor = torch.full((), factor, device=process.device)
+        parts, held['state'] = update(own(held['p']), gradients, held['state'], factor, norm)
+        held['p'] = whole_stacks(process, matrices, parts)
+        return reader(process, loss, norm)
+
+    def slowest(seconds):
+        if process.world == 1:
+            return seconds
+        latest = torch.full((), seconds, dtype=torch.float64, device=process.device)
+        distributed.all_reduce(latest, op=distributed.ReduceOp.MAX)
+        before, held['clock'] = (held['clock'], reader(process, latest))
+        return (before if before and process.device != 'cpu' else held['clock'])()[0]
+
+    def export():
+        return {name: ops_to_numpy(x).copy() for name, x in spread(specs, held['ema'] or held['p']).items()}
+
+    def state():
+        first = spread(specs, whole_stacks(process, matrices, {key: moments[0] for key, moments in held['state'].items()}))
+        flat = {f'p/{name}': x for name, x in spread(specs, held['p']).items()}
+        flat.update({f'ema/{name}': x for name, x in (spread(specs, held['ema']) if held['ema'] else {}).items()})
+        flat.update({f'optimizer/{name}/0': x for name, x in first.items()})
+        flat.update({f'optimizer/{key}/1': moments[1] for key, moments in held['state'].items() if len(moments) == 2})
+        return {name: ops_to_numpy(x).copy() for name, x in flat.items()} | {'step': np.array(int(held['state']['step'][0]))}
+
+    def restore(flat):
+        held['p'] = on_device(flat, 'p/{}')
+        held['ema'] = on_device(flat, 'ema/{}') if f'ema/{specs[0].name}' in flat else {}
+        first = own(on_device(flat, 'optimizer/{}/0'))
+        second = {key: () if key in matrices else (to_device(flat[f'optimizer/{key}/1'], process),) for key in first}
+        held['state'] = {key: (x, *second[key]) for key, x in first.items()}
+        held['state']['step'] = (torch.full((), float(flat['step']), device=process.device),)
+    return Backend(step, slowest, export, state, restore, process.rank, process.world, 0 if process.device == 'cpu' else 1)
+
+
 if __name__ == "__main__":
     main()
 
@@ -1776,32 +1978,31 @@ if __name__ == "__main__":
 #   5 PackError in check_tensor: f'{name}: a padding position is not zero'
 #   6 PackError in check_tensor: f'{name}: scales are not float16 of shape {(shape[0], 1)}, one for each group'
 #   7 PackError in check_tensor: f'{name}: a scale is not a finite number of at least 6.1e-05'
-#   8 PackError in check_tensor: f'{name}: a value is not finite; 16-bit values end at 65504'
-#   9 PackError in stream_symbols: f'{spec.name}: a scale is not one of quant.scale_steps'
-#  10 PackError in check_header: f"not an artifact: it starts with {data[:4]!r}, not b'TRIT'"
-#  11 PackError in check_header: f'format version {list(data[4:5])} is not the known version 2'
-#  12 PackError in check_header: f'the artifact is cut off: {len(data)} bytes where the header alone has 21'
-#  13 PackError in check_header: 'the artifact is damaged: its checksum does not match its bytes'
-#  14 PackError in read_streams: f'the artifact is cut off: {len(data)} bytes where {len(streams)} streams have modes'
-#  15 PackError in read_streams: f'mode {mode} is unknown for a stream of {stream.count} symbols below {stream.base}'
-#  16 PackError in unpack: 'the artifact ends before its symbols do, or goes on behind them'
-#  17 ValueError in token_bytes: f'token ids {ids.min()} to {ids.max()} do not fit the byte table of {len(base)} rows'
-#  18 ValueError in shard_length: f'{path}: {len(header)} bytes is no shard; the header alone has 1024'
-#  19 ValueError in shard_length: f'{path}: magic {magic} version {version} is no shard; expected 20240520 version 1'
-#  20 ValueError in shard_length: f'{path}: {size} bytes, but a header of {count} tokens asks for {HEADER_BYTES + 2 * count} and at least one token'
-#  21 ValueError in read_shard: f'{path}: token {start + at} is {part[at]}, outside model.vocab_size={vocab_size}'
-#  22 ValueError in shard_files: f'{data_path}: no *_{split}_*.bin shards; make them with python -m trit.data.prepare --out {data_path}'
-#  23 ValueError in TokenLoader: f'{rows} windows a step do not divide among {world} ranks, or rank {rank} is not one of them'
-#  24 ValueError in TokenLoader: f'no training shard holds a window of train_seq_len+1={seq_len + 1} tokens; the longest has {longest}'
-#  25 ValueError in open_train_split: f'{data_path}: {total} training tokens are too few for compress.calibration_tokens=16384 and a window of train.train_seq_len=256; lower one of them'
-#  26 ValueError in read_manifest: f'{path}: not a JSON manifest ({error}); make the folder again with python -m trit.data.prepare'
-#  27 ValueError in resolve_tokenizer: f'{data_path}: no manifest.json names its tokenizer; set tokenizer_path or use python -m trit.data.prepare'
-#  28 ValueError in resolve_tokenizer: f'{tokenizer_path}: no such tokenizer; tokenizer_path is a SentencePiece .model file or byte260'
-#  29 ValueError in resolve_tokenizer: f"tokenizer {tokenizer_path} does not belong to the shards in {data_path}, which were made with {made_by['name']} (sha256 {made_by['sha256'][:12]}...); leave tokenizer_path empty to use theirs"
-#  30 ValueError in NgramMemory: f'eval.ngram_nodes={capacity} is too small; at least 4 * vocab_size = {4 * vocab_size} nodes are needed'
-#  31 ValueError in scope_specs: f"eval.ttt_scope={scope} adapts no tensor of this architecture; possible: none, {', '.join(useful)}"
-#  32 RuntimeError in frozen: f"the evaluation changed {', '.join(moved)}; only copies of the tensors in eval.ttt_scope may move"
-#  33 ValueError in score_tokens: f'a text of {len(tokens)} tokens has nothing to score; at least 2 are needed'
-#  34 RuntimeError in summarise: f'position {at} was scored {counts[at]} times; every position must be scored exactly once'
-#  35 RuntimeError in summarise: f'the loss at position {int(np.flatnonzero(~np.isfinite(losses))[0])} is not finite'
-#  36 FloatingPointError in train: f'gradients are not finite since step {step - 2}; lower train.matrix_lr or train.scalar_lr'
+#   8 PackError in stream_symbols: f'{spec.name}: a scale is not one of quant.scale_steps'
+#   9 PackError in check_header: f"not an artifact: it starts with {data[:4]!r}, not b'TRIT'"
+#  10 PackError in check_header: f'format version {list(data[4:5])} is not the known version 2'
+#  11 PackError in check_header: f'the artifact is cut off: {len(data)} bytes where the header alone has 21'
+#  12 PackError in check_header: 'the artifact is damaged: its checksum does not match its bytes'
+#  13 PackError in read_streams: f'the artifact is cut off: {len(data)} bytes where {len(streams)} streams have modes'
+#  14 PackError in read_streams: f'mode {mode} is unknown for a stream of {stream.count} symbols below {stream.base}'
+#  15 PackError in unpack: 'the artifact ends before its symbols do, or goes on behind them'
+#  16 ValueError in token_bytes: f'token ids {ids.min()} to {ids.max()} do not fit the byte table of {len(base)} rows'
+#  17 ValueError in shard_length: f'{path}: {len(header)} bytes is no shard; the header alone has 1024'
+#  18 ValueError in shard_length: f'{path}: magic {magic} version {version} is no shard; expected 20240520 version 1'
+#  19 ValueError in shard_length: f'{path}: {size} bytes, but a header of {count} tokens asks for {HEADER_BYTES + 2 * count} and at least one token'
+#  20 ValueError in read_shard: f'{path}: token {start + at} is {part[at]}, outside model.vocab_size={vocab_size}'
+#  21 ValueError in shard_files: f'{data_path}: no *_{split}_*.bin shards; make them with python -m trit.data.prepare --out {data_path}'
+#  22 ValueError in TokenLoader: f'{rows} windows a step do not divide among {world} ranks, or rank {rank} is not one of them'
+#  23 ValueError in TokenLoader: f'no training shard holds a window of train_seq_len+1={seq_len + 1} tokens; the longest has {longest}'
+#  24 ValueError in open_train_split: f'{data_path}: {total} training tokens are too few for compress.calibration_tokens=16384 and a window of train.train_seq_len=256; lower one of them'
+#  25 ValueError in read_manifest: f'{path}: not a JSON manifest ({error}); make the folder again with python -m trit.data.prepare'
+#  26 ValueError in resolve_tokenizer: f'{data_path}: no manifest.json names its tokenizer; set tokenizer_path or use python -m trit.data.prepare'
+#  27 ValueError in resolve_tokenizer: f'{tokenizer_path}: no such tokenizer; tokenizer_path is a SentencePiece .model file or byte260'
+#  28 ValueError in resolve_tokenizer: f"tokenizer {tokenizer_path} does not belong to the shards in {data_path}, which were made with {made_by['name']} (sha256 {made_by['sha256'][:12]}...); leave tokenizer_path empty to use theirs"
+#  29 ValueError in NgramMemory: f'eval.ngram_nodes={capacity} is too small; at least 4 * vocab_size = {4 * vocab_size} nodes are needed'
+#  30 ValueError in scope_specs: f"eval.ttt_scope={scope} adapts no tensor of this architecture; possible: none, {', '.join(useful)}"
+#  31 RuntimeError in frozen: f"the evaluation changed {', '.join(moved)}; only copies of the tensors in eval.ttt_scope may move"
+#  32 ValueError in score_tokens: f'a text of {len(tokens)} tokens has nothing to score; at least 2 are needed'
+#  33 RuntimeError in summarise: f'position {at} was scored {counts[at]} times; every position must be scored exactly once'
+#  34 RuntimeError in summarise: f'the loss at position {int(np.flatnonzero(~np.isfinite(losses))[0])} is not finite'
+#  35 FloatingPointError in train: f'gradients are not finite since step {done - 3}; lower train.matrix_lr or train.scalar_lr'

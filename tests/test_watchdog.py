@@ -9,11 +9,11 @@ import time
 import pytest
 
 from trit.train.backend import Backend
-from trit.watch import Watchdog, watched
+from trit.watchdog import Watchdog, watched
 
 HANGING = """
 import sys, threading, time
-from trit.watch import Watchdog
+from trit.watchdog import Watchdog
 with Watchdog(0.3, lambda text: print(text, flush=True), poll=0.05) as dog:
     dog.beat()
     {what}
