@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_fixtures import sample_documents
 from model_fixtures import BACKENDS, random_arrays, random_tokens, start, tiny_config
 from test_models import future_reach
 
@@ -24,7 +23,7 @@ from trit.bundle.bundle import bundle
 from trit.compress.pack import pack, unpack
 from trit.compress.quantize import quantize
 from trit.config import SECTIONS, RunArgs
-from trit.data.tokenizer import find_spec, train_model
+from trit.data.tokenizer import find_spec, open_tokenizer, train_model
 from trit.models import arch_names, load_arch
 from trit.ops import torch_ops
 from trit.submission import load_artifact, make_artifact, score_rows
@@ -334,4 +333,7 @@ def test_the_example_of_a_tokenizer_can_be_trained(tmp_path):
     entry = json.loads(block("tokenizer_specs.json"))
     (tmp_path / "specs.json").write_text(json.dumps([entry]))
     assert entry["name"] not in (ROOT / "tokenizer_specs.json").read_text()
-    assert len(train_model(find_spec(entry["name"], tmp_path / "specs.json"), sample_documents()[:40])) > 1000
+    path = tmp_path / entry["filename"]
+    path.write_bytes(train_model(find_spec(entry["name"], tmp_path / "specs.json"), [page.read_text() for page in PAGES]))
+    tokenizer = open_tokenizer(path)
+    assert tokenizer.vocab_size == entry["vocab_size"] and tokenizer.lossless
