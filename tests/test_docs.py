@@ -18,6 +18,7 @@ from test_models import future_reach
 
 import trit.layers
 import trit.models
+from benchmarks import follow
 from trit.bundle.alone import run_alone
 from trit.bundle.bundle import bundle
 from trit.compress.pack import pack, unpack
@@ -237,6 +238,35 @@ def test_the_checks_see_what_is_wrong(tmp_path):
     assert ("train_gpt.py", "", ["train.lr=1"]) in first and any("--nowhere" in words for words in second)
     assert "--nowhere" not in options("trit/study/__main__.py") and "--jobs" in options("trit/study/__main__.py")
     assert "--profile" in options("train_gpt.py") and "lr" not in settings()["train"] and "matrix_lr" in settings()["train"]
+
+
+PAGE = """Text.
+
+```bash
+echo one   # said first
+cat > made <<'END'
+false
+END
+
+X=2; echo "a \\
+b"
+```
+```
+false
+```
+```bash
+test -s made && test $X = 2
+```
+"""
+
+
+def test_a_page_is_followed_command_by_command_until_one_fails(tmp_path):
+    wanted, said = follow.commands(PAGE), []
+    assert wanted == ["echo one   # said first", "cat > made <<'END'\nfalse\nEND", 'X=2; echo "a \\\nb"', "test -s made && test $X = 2"]
+    assert len(follow.follow(wanted, tmp_path, said.append)) == 4 and "    one" in said and "$ echo one   # said first" in said
+    assert len(follow.follow(["printf unended", "false", "echo never"], tmp_path, said.append)) == 1 and "    never" not in said
+    tutorial = follow.commands((ROOT / "docs/tutorial.md").read_text())
+    assert tutorial[0] == "make setup" and sum(command.startswith("python train_gpt.py") for command in tutorial) == 3
 
 
 def block(title):
