@@ -11,6 +11,8 @@ from trit.setting import setting
 
 @dataclass(frozen=True)
 class ModelConfig:
+    """Shape of the network: what every architecture reads. `ArchConfig` holds what is one architecture's own."""
+
     name: str = setting("unet", "architecture: the file name in trit/models", env="ARCHITECTURE")
     vocab_size: int = setting(1024, "number of token ids the model predicts")
     num_layers: int = setting(4, "blocks, encoder half and decoder half together")
@@ -32,6 +34,8 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class EngramConfig:
+    """The hashed n-gram memory inside the model."""
+
     engram_buckets: int = setting(0, "rows of each hashed n-gram table; 0 switches the memory off", env="BIGRAM_HASH_BUCKETS")
     engram_heads: int = setting(2, "hash functions for each n-gram order", env="ENGRAM_NUM_HEADS")
     engram_orders: int = setting(2, "n-gram orders: 1 bigrams, 2 adds trigrams, 3 adds 4-grams", env="ENGRAM_NUM_ORDERS")
@@ -43,6 +47,8 @@ class EngramConfig:
 
 @dataclass(frozen=True)
 class QuantConfig:
+    """How every kind of tensor is stored, in training as in the artifact: `param_specs` writes it into the table."""
+
     matrix_scheme: str = setting("ternary", "storage of the large matrices", choices=("ternary", "int", "fp16"))
     matrix_bits: int = setting(4, "bits of the large matrices where matrix_scheme is int")
     bitnet_group_size: int = setting(128, "weights that share one ternary scale, inside a row")
@@ -70,6 +76,8 @@ class QuantConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
+    """Batches, the clock, schedules, optimisers, arithmetic. Shares of the budget run from 0 at the start to 1 at the end."""
+
     train_seq_len: int = setting(256, "tokens in a training window")
     train_batch_tokens: int = setting(4096, "tokens in an optimiser step, all ranks together")
     loss_chunk_tokens: int = setting(0, "positions whose logits exist at once in training; 0 is the whole micro-batch")
@@ -125,6 +133,8 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class CompressConfig:
+    """From trained arrays to the artifact: calibration on held-out training text, allocation, pruning, coders. Sizes in bytes."""
+
     calibration_tokens: int = setting(16384, "tokens of held-out training text that calibration may read")
     calibration_evals: int = setting(48, "most loss evaluations calibration may spend; 0 switches the search off")
     code_bytes_reserve: int = setting(14_000, "bytes that the plan before training sets aside for the counted code")
@@ -148,6 +158,8 @@ class CompressConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
+    """How text is scored and what learns from scored text. Lengths in tokens, losses in nats."""
+
     eval_seq_len: int = setting(256, "tokens in an evaluation window")
     eval_stride: int = setting(64, "tokens newly scored in each window; eval_seq_len itself gives plain chunks")
     eval_segment_tokens: int = setting(
@@ -183,6 +195,8 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class TrackConfig:
+    """Limits of a contest category; configs/tracks.toml gives those that are not set."""
+
     track: str = setting("demo_cpu_256kb", "contest category, an entry of configs/tracks.toml")
     cap_bytes: int = setting(256_000, "most bytes of counted code and artifact together, decimal")
     train_seconds: float = setting(300.0, "most seconds of training the track allows", env="TRACK_TRAIN_SECONDS")

@@ -160,6 +160,7 @@ def shown(words):
 
 
 def main(arguments=None):
+    """Command line of this module."""
     parser = argparse.ArgumentParser(prog="python -m trit.start", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", help="preset")
     parser.add_argument("--study", help="study file; its first variant says what is needed")

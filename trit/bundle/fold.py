@@ -46,6 +46,7 @@ def constant_functions(flat):
 
 
 def wrap(node):
+    """A module of one definition, which is what names are analysed in."""
     return ast.Module(body=[node], type_ignores=[])
 
 

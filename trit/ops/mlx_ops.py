@@ -40,10 +40,12 @@ def arange(count, like):
 
 
 def reshape(x, shape):
+    """`x` with another shape of as many numbers; one length may be -1."""
     return x.reshape(shape)
 
 
 def permute(x, axes):
+    """`x` with its axes in the order that `axes`, a tuple of all of them, says."""
     return x.transpose(axes)
 
 
@@ -53,10 +55,12 @@ def swap_last(x):
 
 
 def concat(parts, axis):
+    """List of arrays, alike but for their length along `axis`, one behind another."""
     return mx.concatenate(parts, axis)
 
 
 def stack(parts, axis):
+    """List of N arrays of one shape -> one array with a new axis of length N at `axis`."""
     return mx.stack(parts, axis)
 
 
@@ -71,18 +75,22 @@ def take(table, indices):
 
 
 def where(condition, a, b):
+    """`a` where the boolean `condition` holds, else `b`; shapes broadcast."""
     return mx.where(condition, a, b)
 
 
 def sum(x, axis=None, keepdims=False):
+    """Sum over an axis, or of all numbers."""
     return mx.sum(x, axis, keepdims=keepdims)
 
 
 def mean(x, axis=None, keepdims=False):
+    """Mean over an axis, or of all numbers."""
     return mx.mean(x, axis, keepdims=keepdims)
 
 
 def max(x, axis=None, keepdims=False):
+    """Largest value along an axis, or of all numbers. Among equals the gradient is an array library's own affair."""
     return mx.max(x, axis, keepdims=keepdims)
 
 
@@ -92,10 +100,12 @@ def cummax(x, axis):
 
 
 def abs(x):
+    """Magnitude of every number."""
     return mx.abs(x)
 
 
 def sign(x):
+    """-1, 0 or 1 for every number, in the type of `x`; no gradient."""
     return mx.sign(x)
 
 
@@ -105,6 +115,7 @@ def round(x):
 
 
 def clip(x, low, high):
+    """Every number but at least `low` and at most `high`, two plain numbers; no gradient outside."""
     return mx.clip(x, low, high)
 
 
@@ -114,26 +125,32 @@ def maximum(x, low):
 
 
 def exp(x):
+    """e to the power of every number."""
     return mx.exp(x)
 
 
 def log(x):
+    """Natural logarithm of every number."""
     return mx.log(x)
 
 
 def sqrt(x):
+    """Square root of every number."""
     return mx.sqrt(x)
 
 
 def rsqrt(x):
+    """One over the square root of every number."""
     return mx.rsqrt(x)
 
 
 def sigmoid(x):
+    """1 / (1 + exp(-x)) of every number."""
     return mx.sigmoid(x)
 
 
 def leaky_relu(x, slope):
+    """Every number, those below zero times `slope`."""
     return mx.where(x > 0, x, slope * x)
 
 
@@ -205,6 +222,7 @@ def recomputed(function, *inputs):
 
 
 def stop_gradient(x):
+    """`x` going forward, no gradient going back."""
     return mx.stop_gradient(x)
 
 

@@ -24,6 +24,7 @@ class Fp8Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight):
+        """x in e4m3 floats, one scale a row, times codes in e4m3 -> (M, O), the columns scaled."""
         # Signs and largest magnitudes give codes and scales back exactly; a quotient need not, as GPUs divide.
         codes, scales = torch.sign(weight).to(torch.float8_e4m3fn), torch.amax(torch.abs(weight), 1)
         ctx.save_for_backward(x, codes, scales)
@@ -31,6 +32,7 @@ class Fp8Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
+        """Gradients of x, in e5m2 floats as gradients range wider, and of the weight, in the type they come in."""
         x, codes, scales = ctx.saved_tensors
         ones = torch.ones((1, codes.shape[1]), device=x.device)
         # The units read both factors along the summed axis, so the codes are laid out anew for it.

@@ -44,10 +44,12 @@ def arange(count, like):
 
 
 def reshape(x, shape):
+    """`x` with another shape of as many numbers; one length may be -1."""
     return x.reshape(shape)
 
 
 def permute(x, axes):
+    """`x` with its axes in the order that `axes`, a tuple of all of them, says."""
     return x.permute(axes)
 
 
@@ -57,10 +59,12 @@ def swap_last(x):
 
 
 def concat(parts, axis):
+    """List of arrays, alike but for their length along `axis`, one behind another."""
     return torch.cat(parts, axis)
 
 
 def stack(parts, axis):
+    """List of N arrays of one shape -> one array with a new axis of length N at `axis`."""
     return torch.stack(parts, axis)
 
 
@@ -75,18 +79,22 @@ def take(table, indices):
 
 
 def where(condition, a, b):
+    """`a` where the boolean `condition` holds, else `b`; shapes broadcast."""
     return torch.where(condition, a, b)
 
 
 def sum(x, axis=None, keepdims=False):
+    """Sum over an axis, or of all numbers."""
     return torch.sum(x, axis, keepdim=keepdims)
 
 
 def mean(x, axis=None, keepdims=False):
+    """Mean over an axis, or of all numbers."""
     return torch.mean(x, axis, keepdim=keepdims)
 
 
 def max(x, axis=None, keepdims=False):
+    """Largest value along an axis, or of all numbers. Among equals the gradient is an array library's own affair."""
     return torch.amax(x) if axis is None else torch.amax(x, axis, keepdim=keepdims)
 
 
@@ -96,10 +104,12 @@ def cummax(x, axis):
 
 
 def abs(x):
+    """Magnitude of every number."""
     return torch.abs(x)
 
 
 def sign(x):
+    """-1, 0 or 1 for every number, in the type of `x`; no gradient."""
     return torch.sign(x)
 
 
@@ -109,6 +119,7 @@ def round(x):
 
 
 def clip(x, low, high):
+    """Every number but at least `low` and at most `high`, two plain numbers; no gradient outside."""
     return torch.clamp(x, low, high)
 
 
@@ -118,26 +129,32 @@ def maximum(x, low):
 
 
 def exp(x):
+    """e to the power of every number."""
     return torch.exp(x)
 
 
 def log(x):
+    """Natural logarithm of every number."""
     return torch.log(x)
 
 
 def sqrt(x):
+    """Square root of every number."""
     return torch.sqrt(x)
 
 
 def rsqrt(x):
+    """One over the square root of every number."""
     return torch.rsqrt(x)
 
 
 def sigmoid(x):
+    """1 / (1 + exp(-x)) of every number."""
     return torch.sigmoid(x)
 
 
 def leaky_relu(x, slope):
+    """Every number, those below zero times `slope`."""
     return functional.leaky_relu(x, slope)
 
 
@@ -210,6 +227,7 @@ def recomputed(function, *inputs):
 
 
 def stop_gradient(x):
+    """`x` going forward, no gradient going back."""
     return x.detach()
 
 

@@ -17,10 +17,12 @@ class LinearScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, decays, inputs):
+        """States; they and the decays are kept for the way back."""
         states = chunked_scan(torch.stack, pad_time, decays, inputs, False)
         ctx.save_for_backward(decays, states)
         return states
 
     @staticmethod
     def backward(ctx, gradient):
+        """Gradients of decays and inputs, by the same scan run backwards."""
         return scan_gradients(torch.stack, pad_time, *ctx.saved_tensors, gradient)

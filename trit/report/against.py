@@ -100,6 +100,7 @@ def comparison(record, other):
 
 
 def main(arguments=None):
+    """Command line of this module."""
     parser = argparse.ArgumentParser(prog="python -m trit.report.against", description="Readings of the rule that a record beats another.")
     parser.add_argument("record")
     parser.add_argument("other", help="the record to beat")

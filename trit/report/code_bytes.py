@@ -70,6 +70,7 @@ def report_lines(config, codecs=("brotli", "mixing")):
 
 
 def main(arguments=None):
+    """Command line of this module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="preset, for example configs/ternary_10x768.toml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that differ from the preset's")

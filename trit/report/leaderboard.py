@@ -82,6 +82,7 @@ def write_leaderboard(root):
 
 
 def main(arguments=None):
+    """Command line of this module."""
     parser = argparse.ArgumentParser(prog="python -m trit.report.leaderboard", description="Write the leaderboard of a records folder.")
     parser.add_argument("records", nargs="?", default="records")
     options = parser.parse_args(arguments)

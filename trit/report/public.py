@@ -223,6 +223,7 @@ def logged_seed(logs):
 
 
 def main(arguments=None):
+    """Command line of this module."""
     parser = argparse.ArgumentParser(prog="python -m trit.report.public", description="What record folders claim, and what contradicts it.")
     parser.add_argument("folders", nargs="+")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")

@@ -83,6 +83,7 @@ def merge(folders, root, name, data=None, say=print):
 
 
 def main(arguments=None):
+    """Command line of this module: the merged record's folder is the last line."""
     parser = argparse.ArgumentParser(prog="python -m trit.report.seeds", description="Merge records of several seeds into one.")
     parser.add_argument("folders", nargs="+", metavar="RECORD")
     parser.add_argument("--name", help="name of the merged record; that of the first with its seeds' number by default")

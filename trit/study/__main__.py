@@ -16,6 +16,7 @@ from trit.study.report import draw, records_of, table
 
 
 def main():
+    """Command line of this module: exit 1 where a training failed."""
     parser = argparse.ArgumentParser(prog="python -m trit.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", help="TOML file of variants")
     parser.add_argument("--out", help="folder of the results")

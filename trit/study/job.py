@@ -73,6 +73,7 @@ def run_job(folder):
 
 
 def main():
+    """Run the training of a folder unless it has its record; exit BUSY where another process is at it."""
     folder = Path(sys.argv[1])
     with open(folder / "lock", "w") as lock:
         try:

@@ -31,6 +31,7 @@ def trainer(preset, settings, seed):
 
 
 def main():
+    """Print {ratio, rounds}: seconds of the other settings over seconds of the first, the median and every round."""
     said = json.loads(Path(sys.argv[1]).read_text())
     both = [trainer(said["preset"], said[name], 1) for name in ("first", "other")]
     for train in both:
