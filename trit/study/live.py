@@ -18,6 +18,7 @@ from trit.study.files import read_json
 from trit.study.report import records_of
 from trit.train.schedule import training_progress
 
+NUMBERS = 56  # columns that the numbers of a table need at most; the names get the rest
 EVERY = 1.0  # seconds from one look at the folders to the next
 
 
@@ -183,15 +184,14 @@ class Table:
         return Group(*rows, self.running(under_way), *more, Text(f"{self.study.name}: {', '.join(parts)}", style="bold", no_wrap=True))
 
     def columns(self, heads):
-        """An empty table of rich's; the first column gives way where the terminal is narrow."""
+        """An empty table of rich's, whose first column gives way where the terminal is narrow."""
         from rich import box
         from rich.table import Table as Grid
 
         grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, expand=False)
-        for place, head in enumerate(heads):
-            grid.add_column(
-                head, justify="right" if place else "left", no_wrap=True, overflow="ellipsis", min_width=0 if not place else len(head)
-            )
+        grid.add_column(heads[0], no_wrap=True, overflow="ellipsis", max_width=max(self.console.width - NUMBERS, 12))
+        for head in heads[1:]:
+            grid.add_column(head, justify="right", no_wrap=True)
         return grid
 
     def running(self, under_way):

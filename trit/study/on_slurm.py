@@ -13,12 +13,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 
 from trit.config_load import ROOT
 from trit.study.engines import begin, package
 from trit.study.files import read_json, write_json
 
 ARRAY = 1000  # most elements of an array, by SLURM's own default
+LATE = 15.0  # seconds that the file in which a job says how it ended may take to show
 MINUTES = 24 * 60  # of a training at most, unless --slurm time=... says otherwise
 
 
@@ -50,14 +52,20 @@ class Training:
     """A job of submitit's with the face of a process."""
 
     def __init__(self, job):
-        self.job, self.returncode, self.fault = job, None, ""
+        self.job, self.returncode, self.fault, self.over = job, None, "", None
 
     def poll(self):
-        if self.returncode is None and self.job.done():
+        if self.returncode is not None or not self.job.done():
+            return self.returncode
+        if self.job.paths.result_pickle.exists():
             try:
                 self.returncode = self.job.result()
-            except Exception as fault:  # killed, out of memory or time: submitit has a class for each
-                self.returncode, self.fault = 1, f"SLURM job {self.job.job_id} ended {self.job.state}: {str(fault).strip()[-200:]}"
+            except Exception as fault:  # what `work` raised, as submitit tells it
+                self.returncode, self.fault = 1, f"SLURM job {self.job.job_id}: {str(fault).strip()[-200:]}"
+        else:
+            self.over = self.over or time.monotonic()
+            if time.monotonic() - self.over >= LATE:  # killed, or out of memory or time
+                self.returncode, self.fault = 1, f"SLURM job {self.job.job_id} ended {self.job.state}; see {self.job.paths.stdout}"
         return self.returncode
 
     def terminate(self):
@@ -110,8 +118,10 @@ class Slurm:
                 write_json(file, {"jobs": {}})
                 continue
             for place, number in jobs.items():
-                if number in queue and place in waiting:
-                    known[waiting[place]] = Training(self.submitit.SlurmJob(self.folder / name, number))
+                job = self.submitit.SlurmJob(self.folder / name, number)
+                # The queue still lists a job for a while that has said how it ended.
+                if number in queue and place in waiting and not job.paths.result_pickle.exists():
+                    known[waiting[place]] = Training(job)
         return known
 
     def start(self, folders, module):
