@@ -133,7 +133,8 @@ class Ray:
         try:
             self.ray.init(address=address or "local", log_to_driver=False, logging_level="error", **settings)
         except (ConnectionError, ValueError, RuntimeError) as fault:
-            raise ValueError(f"--address {address}: no ray cluster answers ({str(fault).strip().splitlines()[0]})") from None
+            where = f"--address {address}: no cluster answers" if address else "--on ray: none could be started on this machine"
+            raise ValueError(f"{where} ({str(fault).strip().splitlines()[0]})") from None
         # A lost task is started anew by `lose`, not by ray: ray would leave out of a second try what the first had yielded.
         needs = {"num_cpus": study.threads * max(study.gpus, 1), "num_gpus": study.gpus, "max_retries": 0}
         self.task = self.ray.remote(num_returns="streaming", **needs)(work)
