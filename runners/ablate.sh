@@ -6,5 +6,5 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
 command -v "$PYTHON" >/dev/null || { echo "error: no $PYTHON; run: make setup, or set PYTHON" >&2; exit 1; }
 
-STUDY=${STUDY:-configs/studies/ablations.toml}
+STUDY=${STUDY:-configs/studies/seven_ablations.toml}
 exec "$PYTHON" -m trit.start --study "$STUDY" "$@" --jobs "${JOBS:-2}" --plot "runs/$(basename "$STUDY" .toml).png"

@@ -6,7 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -51,6 +52,9 @@ def run(study, out, *arguments):
         ("[variants]\nfirst = []\n", {"clock": "sun"}, "must be 'cpu' or 'wall'"),
         ("[variants]\nfirst = []\n", {"seeds": [1, 1]}, "all different"),
         ("[variants]\nfirst = []\n", {"steps": -1}, "must be 0"),
+        ("[variants]\nfirst = []\n", {"gpus": -1}, "must be 0"),
+        ("[variants]\nfirst = []\n", {"gpus": 2}, 'needs clock = "wall"'),
+        ("[variants]\nfirst = []\n", {"gpus": 3, "clock": "wall"}, "variant first: .*train_batch_tokens"),
         ("[variants]\nfirst = []\n", {"seeds": 3}, "is not of type list"),
         ("[variants", {}, "tiny.toml"),
     ],
@@ -90,33 +94,77 @@ def test_the_size_setting_grows_until_the_cap_is_filled(tmp_path):
     assert filled(study, study.variants[2])[0] == study.settings(study.variants[2])
 
 
-def test_a_killed_study_resumes_with_nothing_lost_or_repeated(tmp_path, shard_folder):
-    study, out = write_study(tmp_path, shard_folder), tmp_path / "out"
-    process = subprocess.Popen(command(study, out), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    first = out / "first" / "1" / "record.json"
-    limit = time.monotonic() + 240
-    while not first.exists() and time.monotonic() < limit:
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    written = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.glob("*/*/record.json")}
-    assert 1 <= len(written) < 4
-    done = run(study, out, "--plot", str(tmp_path / "tiny.png"))
+# Ends a study and its trainings with SIGKILL around the writing of one file, KILL="before|after its/path", and notes in STARTS which
+# trainings began and when.
+DEADLY = """import os, signal, sys, time
+if "trit.study.job" in sys.orig_argv:
+    with open(os.environ["STARTS"], "a") as file:
+        file.write(f"{sys.orig_argv[-1]} {time.time_ns()}\\n")
+moment, _, name = os.environ.get("KILL", "").partition(" ")
+replace = os.replace
+def deadly(source, target):
+    meant = name and str(target).endswith(name)
+    if meant and moment == "before":
+        os.killpg(0, signal.SIGKILL)
+    replace(source, target)
+    if meant:
+        os.killpg(0, signal.SIGKILL)
+os.replace = deadly
+"""
+MOMENTS = (
+    "before second/plan.json",
+    "after first/1/job.json",
+    "before first/1/trained.json",
+    "before first/1/record.json",
+    "after second/1/record.json",
+    "before second/2/record.json",
+)
+
+
+def without_clock(record):
+    """What two trainings of the same steps share."""
+    return {key: value for key, value in record.items() if key not in ("seconds", "tokens_per_second", "eval_seconds")}
+
+
+def test_a_study_killed_at_any_moment_resumes_with_nothing_lost_or_repeated(tmp_path, shard_folder):
+    study, out, calm = write_study(tmp_path, shard_folder), tmp_path / "out", tmp_path / "calm"
+    (tmp_path / "sitecustomize.py").write_text(DEADLY)
+    common = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), "STARTS": str(tmp_path / "starts")}
+    written = {}
+    for moment in MOMENTS:
+        begin = {"cwd": ROOT, "start_new_session": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        killed = subprocess.Popen(command(study, out, "--jobs", "2"), env=common | {"KILL": moment}, **begin)
+        assert killed.wait(timeout=600) == -signal.SIGKILL, f"nothing was written at: {moment}"
+        written |= {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.glob("*/*/record.json") if path not in written}
+        assert all(json.loads(path.read_text()) for path in out.glob("**/*.json")), "a file is either whole or absent"
+    assert len(written) in (2, 3)
+    finished = [sys.executable, "-m", "trit.study", str(study), "--out", str(out), "--jobs", "2", "--plot", str(tmp_path / "tiny.png")]
+    done = subprocess.run(finished, cwd=ROOT, env=common, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     records = records_of(read_study(study), out)
     assert [(r["name"], r["seed"]) for r in records] == [("first", 1), ("first", 2), ("second", 1), ("second", 2)]
     assert all((path.read_bytes(), path.stat().st_mtime_ns) == was for path, was in written.items())
+    for line in (tmp_path / "starts").read_text().splitlines():
+        folder, _, began = line.rpartition(" ")
+        assert int(began) < (Path(folder) / "record.json").stat().st_mtime_ns, f"{folder} had a record and ran again"
     assert all(r["steps"] == 6 and r["tokens"] == 6 * 128 and r["bytes_total"] == r["bytes_code"] + r["bytes_model"] for r in records)
     assert records[0]["bpb"] != records[1]["bpb"] != records[2]["bpb"]
     assert (tmp_path / "tiny.png").read_bytes().startswith(b"\x89PNG") and done.stdout.count("\n| ") == 3
 
+    assert run(study, calm, "--jobs", "2", "--json").returncode == 0
+    assert list(map(without_clock, records_of(read_study(study), calm))) == list(map(without_clock, records))
+
     stamps = {path: path.stat().st_mtime_ns for path in out.glob("*/*/record.json")}
-    assert run(study, out).returncode == 0
+    again = run(study, out, "--json")
+    assert json.loads(again.stdout) == records and "seed" not in again.stderr
     assert stamps == {path: path.stat().st_mtime_ns for path in out.glob("*/*/record.json")}
 
     changed = read_study(write_study(tmp_path, shard_folder, "[variants]\nfirst = ['train.embed_lr=0.5']\n"))
     with pytest.raises(ValueError, match="came from other settings"):
         prepare(changed, out)
+    write_study(tmp_path, shard_folder, gpus=1, clock="wall")
+    with pytest.raises(ValueError, match="came from other settings"):
+        prepare(read_study(study), out, engine=SimpleNamespace(slots=1))
 
 
 def test_slower_variants_get_fewer_steps(tmp_path, shard_folder):

@@ -3,6 +3,10 @@
 Writes FOLDER (runs/<study's name> by default), one folder a variant and seed, then the table, and with --plot the picture. Started
 again it goes on where it stopped, also after kill -9; started twice on a shared folder, the two take turns. What a study file may say
 stands in trit/study/plan.py.
+
+--on says where: `local`, processes of this machine; `slurm`, a job array (pip install submitit; FOLDER must be shared by the nodes; Ctrl-C
+cancels it, and a command that was killed or hung up finds its jobs again); `ray`, any number of machines (pip install ray; each has this
+repository and the data, FOLDER need not be shared).
 """
 
 import argparse
@@ -10,9 +14,21 @@ import json
 import sys
 from pathlib import Path
 
+from trit.study.engines import make_engine
+from trit.study.live import display
 from trit.study.plan import read_study
 from trit.study.pool import prepare, run_jobs
 from trit.study.report import draw, records_of, table
+
+
+def run(study, out, options, lines):
+    """Trains what has no record yet -> [folder] of what failed."""
+    engine = make_engine(study, out, options)
+    try:
+        folders = prepare(study, out, options.only, engine)
+        return run_jobs(folders, engine, display(study, out, len(folders), lines))
+    finally:
+        engine.close()
 
 
 def main():
@@ -20,7 +36,13 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m trit.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", help="TOML file of variants")
     parser.add_argument("--out", help="folder of the results")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings that run at once on this machine")
+    parser.add_argument("--on", choices=("local", "slurm", "ray"), default="local", help="where the trainings run")
+    parser.add_argument("--jobs", type=int, help="trainings that run at once: 1 on this machine, elsewhere as many as there is room for")
+    parser.add_argument(
+        "--slurm", nargs="+", metavar="KEY=VALUE", help="what sbatch is told, such as partition=gpu account=me time=120 (minutes)"
+    )
+    parser.add_argument("--address", help="ray cluster, HOST:PORT or auto; without it one is started on this machine")
+    parser.add_argument("--root", help="folder of this repository on ray's machines, where it is another than here")
     parser.add_argument("--only", nargs="*", metavar="NAME", help="variants to run")
     parser.add_argument("--table", action="store_true", help="print what is there and run nothing")
     parser.add_argument("--json", action="store_true", help="print records instead of a table")
@@ -29,7 +51,8 @@ def main():
     try:
         study = read_study(options.study)
         out = Path(options.out or f"runs/{study.name}")
-        failed = [] if options.table else run_jobs(study, prepare(study, out, options.only, options.jobs), out, options.jobs)
+        # What programs read on standard output stays theirs.
+        failed = [] if options.table else run(study, out, options, sys.stderr if options.json else sys.stdout)
         records = records_of(study, out)
         if options.json:
             print(json.dumps(records, indent=1))

@@ -4,6 +4,7 @@ preset = "configs/demo.toml"      what all variants start from; may be missing
 base = ["key=value", ...]         changed in all of them
 seeds = [1, 2, 3]                 trainings of each variant
 threads = 1                       CPU threads of a training
+gpus = 0                          GPUs of a training, which sees these alone; on more than one it runs under torchrun. They need clock = "wall"
 steps = 760                       steps of the first variant; every other takes as many as last as long, by a ratio measured in turns with
                                   the first. 0 (so where it is missing) leaves the length to the settings and the clock
 clock = "cpu"                     charge CPU seconds over threads, which a busy machine disturbs less than "wall"
@@ -45,6 +46,7 @@ class Study:
     steps: int = 0
     clock: str = "cpu"
     score: bool = True
+    gpus: int = 0
 
     def settings(self, variant):
         """[key=value] of a variant, before it is filled and paced."""
@@ -103,9 +105,10 @@ def read_study(path):
         take(said, "steps", 0, int, path),
         take(said, "clock", "cpu", str, path),
         take(said, "score", True, bool, path),
+        take(said, "gpus", 0, int, path),
     )
     if said:
-        known = ["fill", "fill_step", "variants", "grid", "preset", "base", "seeds", "threads", "steps", "clock", "score"]
+        known = ["fill", "fill_step", "variants", "grid", "preset", "base", "seeds", "threads", "steps", "clock", "score", "gpus"]
         raise ValueError(f"{path}: {near(next(iter(said)), known, 'unknown key')}")
     if study.clock not in ("cpu", "wall"):
         raise ValueError(f"{path}: clock={study.clock!r} must be 'cpu' or 'wall'")
@@ -113,9 +116,12 @@ def read_study(path):
         raise ValueError(f"{path}: steps={study.steps} must be 0 (the settings say how long) or more")
     if study.threads < 1 or not study.seeds or len(set(study.seeds)) < len(study.seeds):
         raise ValueError(f"{path}: threads={study.threads} must be positive, seeds={list(study.seeds)} at least one and all different")
+    if study.gpus < 0 or (study.gpus and study.clock == "cpu"):
+        reason = "must be 0 or more" if study.gpus < 0 else 'needs clock = "wall": CPU seconds say nothing about a GPU'
+        raise ValueError(f"{path}: gpus={study.gpus} {reason}")
     for variant in study.variants:
         try:
-            load(study.preset, environ={}, overrides=study.settings(variant))
+            load(study.preset, environ={}, overrides=study.settings(variant), world_size=max(study.gpus, 1))
         except ValueError as fault:
             raise ValueError(f"{path}: variant {variant.name}: {fault}") from None
     return study

@@ -1,4 +1,4 @@
-"""Runs the trainings of a study as processes of this machine. In: a study and a folder. Out: a record in the folder of each.
+"""Runs the trainings of a study on an engine. In: a study and a folder. Out: a record in the folder of each.
 
 FOLDER/<variant>/<seed>/ holds job.json (what to do), train.log, metrics.jsonl and, written last and whole, record.json. What has a
 record is done; all else is begun anew, so that a study that was killed loses no more than the trainings that were under way.
@@ -6,43 +6,109 @@ record is done; all else is begun anew, so that a study that was killed loses no
 
 import json
 import os
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 from tqdm import tqdm
 
-from trit.study.files import BUSY, write_json
+from trit.study.engines import Local
+from trit.study.files import BUSY, read_json, write_json
 from trit.study.fill import filled
 
-
-def environment(threads):
-    """This process's environment with a number of CPU threads."""
-    return os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+LATE = 60.0  # seconds that a file may take to show on a folder that machines share
 
 
-def paced(study, folder, first, other):
-    """Time that training with settings `other` takes over that of `first`. RuntimeError with the end of its output where it does not train."""
-    write_json(folder / "pace.json", {"preset": study.preset, "first": first, "other": other})
-    command = [sys.executable, "-m", "trit.study.pace", str(folder / "pace.json")]
-    done = subprocess.run(command, env=environment(study.threads), capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if done.returncode:
-        raise RuntimeError(f"{folder.name}: its pace could not be measured: {done.stderr.strip()[-300:]}")
-    return json.loads(done.stdout.splitlines()[-1])["ratio"]
+def drive(engine, folders, module, result, ended, refresh=lambda running, waiting: None):
+    """Run `module` on `folders` until each has its file `result` or has failed. `ended(folder, training)` is told of each, the training
+    None where there was nothing to do; `refresh(running, waiting)` is called several times a second. An exception, Ctrl-C too, ends all
+    that runs."""
+    waiting, running, late = dict.fromkeys(folders, 0.0), {}, {}
+    try:
+        running.update(engine.found(list(waiting)))
+        for folder in running:
+            del waiting[folder]
+        while waiting or running:
+            now = time.monotonic()
+            ready = [folder for folder, after in waiting.items() if after <= now][: max(engine.slots - len(running), 0)]
+            for folder in ready:
+                del waiting[folder]
+                if (folder / result).exists():  # another command was faster
+                    ended(folder, None)
+            ready = [folder for folder in ready if not (folder / result).exists()]
+            if ready:
+                running.update(engine.start(ready, module))
+            refresh(running, waiting)
+            time.sleep(0.2)
+            for folder, training in list(running.items()):
+                code = training.poll()
+                if code is None:
+                    continue
+                if code == 0 and not (folder / result).exists() and late.setdefault(folder, now + LATE) > now:
+                    continue
+                del running[folder]
+                if code == BUSY:  # another command is at it: ask again later
+                    waiting[folder] = now + engine.patience
+                    continue
+                ended(folder, training)
+    finally:
+        for training in running.values():
+            training.terminate()
+        for training in running.values():
+            training.wait()
 
 
-def make_plan(study, folder, variant, said, first):
-    """Writes plan.json of a variant: its settings as they will train, what it will weigh, and its pace beside the settings `first`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    settings, code, expected = filled(study, variant)
-    ratio = paced(study, folder, first, settings) if first and settings != first else 1.0
-    if study.steps:
-        settings = [*settings, f"train.iterations={max(round(study.steps / ratio), 1)}"]
-    write_json(folder / "plan.json", said | {"settings": settings, "bytes_code": code, "bytes_expected": expected, "pace": ratio})
+def fault_of(folder, training):
+    """What a training that failed said last, in some 300 characters."""
+    try:
+        printed = (folder / "output.txt").read_text().strip()
+    except FileNotFoundError:
+        printed = ""
+    return getattr(training, "fault", "") or printed[-300:] or "it said nothing"
 
 
-def prepare(study, out, only=None, jobs=1):
+def measure_paces(study, out, engine, first, paced):
+    """{variant: time that its training takes over that of the first} of [(variant, settings)], measured where the trainings run; `first`
+    are the first variant's settings. RuntimeError with the end of the output where one does not train."""
+    found, folders = {}, {}
+    for variant, settings in paced:
+        folder = out / variant.name
+        said = {"preset": study.preset, "first": first, "other": settings} | ({"gpus": study.gpus} if study.gpus else {})
+        if read_json(folder / "pace.json") != said:
+            (folder / "ratio.json").unlink(missing_ok=True)
+            write_json(folder / "pace.json", said)
+        folders[folder] = variant
+    with tqdm(total=len(folders), desc="paces", unit="variant", disable=None if folders else True) as bar:
+
+        def ended(folder, training):
+            ratio = read_json(folder / "ratio.json")
+            if not ratio:
+                raise RuntimeError(f"{folder.name}: its pace could not be measured: {fault_of(folder, training)}")
+            found[folders[folder]] = ratio["ratio"]
+            bar.update()
+
+        drive(engine, folders, "trit.study.pace", "ratio.json", ended)
+    return found
+
+
+def make_plans(study, out, engine, missing):
+    """Writes plan.json of [(variant, what the study says of it)]: its settings as they will train, what it will weigh, and its pace beside
+    the first variant."""
+    first = filled(study, study.variants[0])[0] if study.steps and missing else None
+    with ThreadPoolExecutor(min(engine.slots, os.cpu_count() or 1)) as pool:
+        sizes = {variant: pool.submit(filled, study, variant) for variant, _ in missing}
+        sizes = {variant: size.result() for variant, size in tqdm(sizes.items(), "sizes", unit="variant", disable=None)}
+    paced = [(variant, sizes[variant][0]) for variant, _ in missing if first and sizes[variant][0] != first]
+    paces = measure_paces(study, out, engine, first, paced)
+    for variant, said in missing:
+        settings, code, expected = sizes[variant]
+        ratio = paces.get(variant, 1.0)
+        if study.steps:
+            settings = [*settings, f"train.iterations={max(round(study.steps / ratio), 1)}"]
+        plan = said | {"settings": settings, "bytes_code": code, "bytes_expected": expected, "pace": ratio}
+        write_json(out / variant.name / "plan.json", plan)
+
+
+def prepare(study, out, only=None, engine=None):
     """[folder] of all trainings that have no record yet, each with its job.json; those of one seed of all variants come first, so that a
     study stopped early can be read. ValueError where the results that are there came from other settings."""
     unknown = set(only or ()) - {variant.name for variant in study.variants}
@@ -50,37 +116,28 @@ def prepare(study, out, only=None, jobs=1):
         raise ValueError(f"no variant {', '.join(sorted(unknown))}; there are {', '.join(variant.name for variant in study.variants)}")
     chosen = [variant for variant in study.variants if not only or variant.name in only]
     fixed = {"preset": study.preset, "threads": study.threads, "clock": study.clock, "score": study.score, "steps": study.steps}
+    fixed |= {"gpus": study.gpus} if study.gpus else {}
     missing = []
     for variant in chosen:
-        plan_file, said = out / variant.name / "plan.json", {**fixed, "said": study.settings(variant), "fill": variant.fill}
-        made = json.loads(plan_file.read_text()) if plan_file.exists() else None
-        if made and {key: made.get(key) for key in said} != said:
+        said = {**fixed, "said": study.settings(variant), "fill": variant.fill}
+        made = read_json(out / variant.name / "plan.json")
+        if made and ({key: made.get(key) for key in said} != said or made.get("gpus", 0) != study.gpus):
             reason = "came from other settings; give the variant another name, or remove its folder to begin it anew"
-            raise ValueError(f"{plan_file.parent}: the results {reason}")
+            raise ValueError(f"{out / variant.name}: the results {reason}")
         if not made:
+            (out / variant.name).mkdir(parents=True, exist_ok=True)
             missing.append((variant, said))
-    first = filled(study, study.variants[0])[0] if study.steps and missing else None
-    with ThreadPoolExecutor(jobs) as pool:
-        plans = [pool.submit(make_plan, study, out / variant.name, variant, said, first) for variant, said in missing]
-        for plan in tqdm(plans, "sizes and paces" if study.steps else "sizes", unit="variant", disable=None):
-            plan.result()
+    make_plans(study, out, engine or Local(study), missing)
     folders = []
     for seed in study.seeds:
         for variant in chosen:
-            made, folder = json.loads((out / variant.name / "plan.json").read_text()), out / variant.name / str(seed)
+            made, folder = read_json(out / variant.name / "plan.json"), out / variant.name / str(seed)
             folder.mkdir(exist_ok=True)
             if not (folder / "record.json").exists():
                 job = fixed | {"name": variant.name, "seed": seed, "settings": made["settings"], "bytes_code": made["bytes_code"]}
                 write_json(folder / "job.json", job)
                 folders.append(folder)
     return folders
-
-
-def start(folder, threads):
-    """The process of one training."""
-    with open(folder / "output.txt", "w") as output:
-        command = [sys.executable, "-m", "trit.study.job", str(folder)]
-        return subprocess.Popen(command, env=environment(threads), stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
 
 
 def told(folder):
@@ -90,36 +147,18 @@ def told(folder):
     return f"{record['name']} seed {record['seed']}:{found} {record['steps']:,} steps in {record['seconds']:.0f} s"
 
 
-def run_jobs(study, folders, out, jobs):
-    """Run the trainings of `folders`, `jobs` at once -> [folder] of those that failed. Ctrl-C ends them all and loses those under way."""
-    waiting, running, failed = list(folders), {}, []
-    total = len(study.seeds) * len(study.variants)
-    bar = tqdm(total=total, initial=max(total - len(folders), 0), desc=study.name, unit="run", disable=None)
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                folder = waiting.pop(0)
-                running[folder] = start(folder, study.threads)
-            time.sleep(0.2)
-            for folder, process in list(running.items()):
-                if process.poll() is None:
-                    continue
-                del running[folder]
-                if process.returncode == BUSY:
-                    waiting.append(folder)  # another command is at it: ask again later
-                    time.sleep(1.0)
-                    continue
-                if process.returncode:
-                    failed.append(folder)
-                    tqdm.write(f"{folder} failed: {(folder / 'output.txt').read_text().strip()[-300:]}", file=sys.stderr)
-                else:
-                    tqdm.write(told(folder))
-                    sys.stdout.flush()
-                bar.update()
-    finally:
-        bar.close()
-        for process in running.values():
-            process.terminate()
-        for process in running.values():
-            process.wait()
+def run_jobs(folders, engine, shown):
+    """Run the trainings of `folders` -> [folder] of those that failed. Ctrl-C ends them all and loses those under way. `shown` is a
+    display of trit/study/live.py."""
+    failed = []
+
+    def ended(folder, training):
+        if (folder / "record.json").exists():
+            shown.ended(folder, told(folder))
+        else:
+            failed.append(folder)
+            shown.ended(folder, f"{folder} failed: {fault_of(folder, training)}", failed=True)
+
+    with shown:
+        drive(engine, folders, "trit.study.job", "record.json", ended, shown.refresh)
     return failed
