@@ -10,6 +10,7 @@ import json
 import sys
 from pathlib import Path
 
+from trit.data.files import atomic_write
 from trit.study.plan import read_study
 from trit.study.pool import prepare, run_jobs
 from trit.study.report import draw, records_of, table
@@ -28,7 +29,12 @@ def main():
     try:
         study = read_study(options.study)
         out = Path(options.out or f"runs/{study.name}")
-        failed = [] if options.table else run_jobs(study, prepare(study, out, options.only, options.jobs), out, options.jobs)
+        failed = []
+        if not options.table:
+            folders = prepare(study, out, options.only, options.jobs)
+            # What was compared with what stands beside the results, for whoever reads them.
+            atomic_write(out / Path(options.study).name, Path(options.study).read_bytes())
+            failed = run_jobs(study, folders, out, options.jobs)
         records = records_of(study, out)
         if options.json:
             print(json.dumps(records, indent=1))
