@@ -32,9 +32,7 @@ class Facts:
         self.said = reading.read_object(folder, "submission.json")
         if not self.said:
             raise ValueError(f"{folder}: no submission.json and no record of a study; give a record's folder or that of a study's results")
-        self.checks = [c for c in reading.part(reading.read_object(folder, "certificate.json"), "checks", list) if isinstance(c, dict)][
-            :500
-        ]
+        self.checks = read_checks(folder)
         self.manifest, self.settings = reading.read_object(folder, "manifest.json"), reading.read_object(folder, "config.json")
         self.curves = reading.curves(folder, run)
         self.run, self.opened, self.tensors = run, self.tried("artifact", lambda: artifact.open_artifact(folder)), []
