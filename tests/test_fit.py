@@ -11,8 +11,10 @@ import pytest
 
 from trit.compress.fit import UNITS, expected_total, fit
 from trit.compress.live import with_prediction
+from trit.compress.pack import real_entries
 from trit.compress.plan import replaced
 from trit.compress.plan_report import plan_report
+from trit.compress.quantize import quantize
 from trit.config_load import load
 from trit.models import load_arch
 from trit.ops import torch_ops
@@ -97,7 +99,11 @@ def test_steps_predict_the_size_now_and_then():
 
 
 def test_churn_is_the_share_of_trits_that_changed_since_the_last_look():
-    config, _, _ = load(DEMO, environ={}, overrides=["compress.predict_every=1", "engram.engram_buckets=64"])
+    config, _, _ = load(
+        DEMO,
+        environ={},
+        overrides=["compress.predict_every=1", "engram.engram_buckets=64", "quant.bitnet_group_size=40", "train.compile=false"],
+    )
     specs, records = load_arch("unet").param_specs(config), []
     arrays, names = init_params(specs, 0), [spec.name for spec in specs if spec.scheme == "ternary"]
 
@@ -112,6 +118,8 @@ def test_churn_is_the_share_of_trits_that_changed_since_the_last_look():
     watched.step()
     arrays[names[0]] = -arrays[names[0]]
     watched.step()
-    noughts = records[0]["noughts"]
+    noughts, (spec,) = records[1]["noughts"], [spec for spec in specs if spec.name == names[0]]
+    codes = quantize(torch_ops, config, [spec], {spec.name: torch_ops.from_numpy(arrays[spec.name])}, {})[spec.name].codes
+    assert codes.size > arrays[spec.name].size and abs(noughts[spec.name] - (codes[real_entries(spec)] == 0).mean()) < 1e-6  # no padding
     assert set(noughts) == set(records[1]["churn"]) == set(names) and 0.2 < noughts[names[0]] < 0.5
     assert abs(records[1]["churn"][names[0]] - (1 - noughts[names[0]])) < 1e-5 and not any(records[1]["churn"][name] for name in names[1:])

@@ -139,7 +139,7 @@ def predicted_bytes(ops, cfg, specs, arrays, codes=None):
         tensors = quantize(ops, cfg, [part], {part.name: ops.from_numpy(array)}, {})
         share = arrays[spec.name].size / array.size
         if codes is not None and spec.scheme == "ternary":
-            codes[spec.name] = tensors[spec.name].codes
+            codes[spec.name] = tensors[spec.name].codes[real_entries(part)]
         for stream, symbols in zip(stream_table(cfg, [part]), stream_symbols(cfg, [part], tensors)):
             bits += whole_bits(stream, symbols, lanes, round(stream.count * share))
     return round(bits / 8)

@@ -34,7 +34,7 @@ svg text{fill:var(--ink)}svg .quiet{fill:var(--quiet)}svg .bold{font-weight:600}
 .grid{stroke:var(--rule);stroke-width:.7;fill:none}.axis{stroke:var(--quiet);fill:none}
 .mark{stroke:var(--ink);stroke-width:1;stroke-dasharray:2 3;fill:none}
 .line{fill:none;stroke:var(--c);stroke-width:1.8;stroke-linejoin:round}.line.faint{stroke-width:1;opacity:.35}
-.dot{fill:var(--c)}.ring{fill:var(--paper);stroke:var(--c);stroke-width:1.6}.bar{fill:var(--c)}
+.dot{fill:var(--c)}.ring{fill:none;stroke:var(--c);stroke-width:1.6}.bar{fill:var(--c)}
 .line.c1{stroke-dasharray:7 2}.line.c2{stroke-dasharray:2 2}.line.c3{stroke-dasharray:7 2 2 2}.line.c4{stroke-dasharray:4 2}
 .area{fill:color-mix(in srgb,var(--c) calc(var(--shade)*100%),var(--paper));stroke:var(--paper);stroke-width:1}
 .cell{outline:none}.tip{visibility:hidden}.cell text{pointer-events:none}

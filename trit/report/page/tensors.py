@@ -61,9 +61,10 @@ def tensor_section(known):
         if line.startswith(("calib", "temper", "prun", "alloc"))
     )
     quant = reading.part(known.settings, "quant", dict)
+    steps = reading.number(quant, "scale_steps")
     text += note(
         f"Settings: dead zone {reading.number(quant, 'ternary_threshold'):g} of a group's mean magnitude, scale {str(quant.get('ternary_scale'))[:20]}, "
-        f"{reading.number(quant, 'scale_steps'):g} scales a doubling. Smallest, median and largest scale are of the tensor's groups."
+        f"{f'{steps:g} scales a doubling' if steps else 'scales of 16 bits'}. Smallest, median and largest scale are of the tensor's groups."
     )
     heads = (
         "tensor",
