@@ -101,7 +101,7 @@ def test_numbers_are_those_of_the_files(page, made):
     rows = sizes(config, opened.specs, opened.tensors, packed)
     assert sum(row.size for row in rows) == len(packed)
     for row in rows:
-        assert f"{row.name}: {row.size:,} bytes, {row.count:,} numbers" in text
+        assert f"{row.name}{row.category}{row.count:,}{row.size:,}" in text
     for name, _, size in artifact.code_rows(folder, "torch"):
         assert f"{name}: {size:,} bytes" in text
     for step, seconds, loss, _ in reading.curves(folder)[0].steps:

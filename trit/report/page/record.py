@@ -117,7 +117,7 @@ def byte_sections(known):
             + text
         )
     else:
-        text = absent(f"Tensors are not shown one by one: {known.faults.get('artifact')}.") + text
+        text = absent("Tensors are not shown one by one: the artifact was not opened, see Round trip and calibration.") + text
     rows = [(name, f"{size:,.0f}", f"{100 * size / total:.1f} %") for name, size in sizes.items()]
     rows.append(("counted", f"{total:,.0f}", "100.0 %"))
     figures.append(bar_rows("Bytes by category", bars, "bytes and share of what counts"))

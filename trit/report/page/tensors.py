@@ -102,7 +102,7 @@ def trit_section(known):
         ]
         figures.append(bar_rows("Trits of each tensor", rows, f"per cent of -1 / 0 / +1{'; ' + words if words else ''}", legend))
     if not known.opened:
-        text += absent(f"Histograms need the artifact: {known.faults.get('artifact')}.")
+        text += absent("No histograms: the artifact was not opened, see Round trip and calibration.")
     elif not ternary:
         text += note("No tensor is ternary.")
     looks = [(curve, [look for look in curve.looks if isinstance(look.get("churn"), dict)]) for curve in known.curves]
