@@ -76,6 +76,7 @@ def main(arguments=None):
         names = ", ".join(item.name for item in built.checks if item.verdict == "fail")
         sys.exit(f"error: no record was filed, because of: {names}. The evidence stands above; mend it and build again")
     write_leaderboard(options.records)
+    print(f"its page: python -m trit.report.page {built.folder} --run {folder}")
     print(built.folder)
 
 

@@ -11,8 +11,10 @@ import pytest
 
 from trit.compress.fit import UNITS, expected_total, fit
 from trit.compress.live import with_prediction
+from trit.compress.pack import real_entries
 from trit.compress.plan import replaced
 from trit.compress.plan_report import plan_report
+from trit.compress.quantize import quantize
 from trit.config_load import load
 from trit.models import load_arch
 from trit.ops import torch_ops
@@ -71,17 +73,21 @@ def test_the_command_answers_at_once_for_a_model_of_the_contest():
 
 def test_steps_predict_the_size_now_and_then():
     config, _, _ = load(DEMO, environ={}, overrides=["compress.predict_every=2", "engram.engram_buckets=64"])
-    specs, lines = load_arch(config.model.name).param_specs(config), []
+    specs, lines, records = load_arch(config.model.name).param_specs(config), [], []
     arrays = init_params(specs, 0)
 
     class Lines:
         def line(self, text):
             lines.append(text)
 
+        def metrics(self, **record):
+            records.append(record)
+
     backend = Backend(lambda *batch: ("loss", "norm"), None, lambda: arrays, None, None, 0, 1)
     watched = with_prediction(backend, torch_ops, config, specs, Lines())
     assert [watched.step(np.zeros(1)) for _ in range(5)] == [("loss", "norm")] * 5
     assert len(lines) == 2 and lines[0].startswith("predicted size: ") and "bytes free" in lines[0]
+    assert f"{records[0]['predicted_bytes']:,}" in lines[0] and records[0]["churn"] == {} and set(records[1]["churn"].values()) == {0.0}
     other = with_prediction(backend._replace(rank=1), torch_ops, config, specs, Lines())
     assert [other.step(np.zeros(1)) for _ in range(3)] and len(lines) == 2
     tight, _, _ = load(DEMO, environ={}, overrides=["compress.predict_every=1", "track.cap_bytes=20000"])
@@ -89,3 +95,30 @@ def test_steps_predict_the_size_now_and_then():
     assert "OVER by" in lines[-1]
     off, _, _ = load(DEMO, environ={}, overrides=["compress.predict_every=0"])
     assert with_prediction(backend, torch_ops, off, specs, Lines()) is backend
+
+
+def test_churn_is_the_share_of_trits_that_changed_since_the_last_look():
+    config, _, _ = load(
+        DEMO,
+        environ={},
+        overrides=["compress.predict_every=1", "engram.engram_buckets=64", "quant.bitnet_group_size=40", "train.compile=false"],
+    )
+    specs, records = load_arch("unet").param_specs(config), []
+    arrays, names = init_params(specs, 0), [spec.name for spec in specs if spec.scheme == "ternary"]
+
+    class Records:
+        def line(self, text):
+            pass
+
+        def metrics(self, **record):
+            records.append(record)
+
+    watched = with_prediction(Backend(lambda: None, None, lambda: arrays, None, None, 0, 1), torch_ops, config, specs, Records())
+    watched.step()
+    arrays[names[0]] = -arrays[names[0]]
+    watched.step()
+    noughts, (spec,) = records[1]["noughts"], [spec for spec in specs if spec.name == names[0]]
+    codes = quantize(torch_ops, config, [spec], {spec.name: torch_ops.from_numpy(arrays[spec.name])}, {})[spec.name].codes
+    assert codes.size > arrays[spec.name].size and abs(noughts[spec.name] - (codes[real_entries(spec)] == 0).mean()) < 1e-6  # no padding
+    assert set(noughts) == set(records[1]["churn"]) == set(names) and 0.2 < noughts[names[0]] < 0.5
+    assert abs(records[1]["churn"][names[0]] - (1 - noughts[names[0]])) < 1e-5 and not any(records[1]["churn"][name] for name in names[1:])

@@ -120,8 +120,9 @@ def pruned_sample(ops, cfg, spec, array):
     return left, QuantTensor(together, np.resize(scales[kept_groups(part, entries)], (len(together), 1)))
 
 
-def predicted_bytes(ops, cfg, specs, arrays):
-    """Bytes of the artifact that trained `arrays` would give now, from a sample of every large tensor: within about half a percent."""
+def predicted_bytes(ops, cfg, specs, arrays, codes=None):
+    """Bytes of the artifact that trained `arrays` would give now, from a sample of every large tensor: within about half a percent.
+    A dictionary `codes` gets {name: int8 codes} of the samples of ternary tensors."""
     streams = stream_table(cfg, specs)
     lanes = lane_count(streams)
     bits = 8.0 * (PACK_HEADER_BYTES + len(streams) + 8 * lanes)
@@ -137,6 +138,8 @@ def predicted_bytes(ops, cfg, specs, arrays):
         part, array = sample(spec, arrays[spec.name])
         tensors = quantize(ops, cfg, [part], {part.name: ops.from_numpy(array)}, {})
         share = arrays[spec.name].size / array.size
+        if codes is not None and spec.scheme == "ternary":
+            codes[spec.name] = tensors[spec.name].codes[real_entries(part)]
         for stream, symbols in zip(stream_table(cfg, [part]), stream_symbols(cfg, [part], tensors)):
             bits += whole_bits(stream, symbols, lanes, round(stream.count * share))
     return round(bits / 8)

@@ -14,6 +14,7 @@ import json
 import sys
 from pathlib import Path
 
+from trit.data.files import atomic_write
 from trit.study.engines import make_engine
 from trit.study.live import display
 from trit.study.plan import read_study
@@ -26,6 +27,8 @@ def run(study, out, options, lines):
     engine = make_engine(study, out, options)
     try:
         folders = prepare(study, out, options.only, engine)
+        # What was compared with what stands beside the results, for whoever reads them.
+        atomic_write(out / Path(options.study).name, Path(options.study).read_bytes())
         return run_jobs(folders, engine, display(study, out, len(folders), lines))
     finally:
         engine.close()

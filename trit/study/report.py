@@ -27,11 +27,11 @@ def cell(value, form):
     return "-" if math.isnan(value) else format(value, form)
 
 
-def table(study, records):
-    """Markdown table: one line a variant, compared with the first."""
+def table_rows(study, records):
+    """(heads, rows of text, a sentence on the spread or "") of the table: one row a variant, compared with the first."""
     groups, compared = by_variant(study, records)
     heads = "variant", "runs", "bits per byte", "sd", "against the first", "p", "p (Holm)", "steps", "tokens/s", "bytes", "change"
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    rows = []
     for place, (variant, found) in enumerate(groups):
         mean, deviation = mean_and_deviation([r["bpb"] for r in found])
         apart = compared[place - 1] if place else None
@@ -48,11 +48,17 @@ def table(study, records):
             " ".join(variant.change).replace("|", "/") or "-",
         ]
         cells[-2] += f" ({over} over the cap)" if over else ""
-        lines.append(f"| {' | '.join(cells)} |")
+        rows.append(cells)
     pooled, freedom = pooled_deviation([[r["bpb"] for r in found] for _, found in groups])
-    if freedom:
-        lines += ["", f"Pooled standard deviation of a seed: {pooled:.4f} bits per byte, {freedom} degrees of freedom."]
-    return "\n".join(lines)
+    spread = f"Pooled standard deviation of a seed: {pooled:.4f} bits per byte, {freedom} degrees of freedom." if freedom else ""
+    return heads, rows, spread
+
+
+def table(study, records):
+    """Markdown table: one line a variant, compared with the first."""
+    heads, rows, spread = table_rows(study, records)
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *(f"| {' | '.join(cells)} |" for cells in rows)]
+    return "\n".join(lines + (["", spread] if spread else []))
 
 
 def draw(study, records, path):
