@@ -32,6 +32,7 @@ def make_page(folder, run=None, data=None, study=None, pictures=None):
 
 
 def main(arguments=None):
+    """Command line of this module: writes the page, exit 1 with one line where it cannot."""
     parser = argparse.ArgumentParser(
         prog="python -m trit.report.page", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
