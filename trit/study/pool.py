@@ -11,8 +11,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from tqdm import tqdm
-
+from trit.console import counted, progress, say
 from trit.study.files import BUSY, write_json
 from trit.study.fill import filled
 
@@ -62,7 +61,7 @@ def prepare(study, out, only=None, jobs=1):
     first = filled(study, study.variants[0])[0] if study.steps and missing else None
     with ThreadPoolExecutor(jobs) as pool:
         plans = [pool.submit(make_plan, study, out / variant.name, variant, said, first) for variant, said in missing]
-        for plan in tqdm(plans, "sizes and paces" if study.steps else "sizes", unit="variant", disable=None):
+        for plan in counted(plans, "sizes and paces" if study.steps else "sizes", len(plans), " variants"):
             plan.result()
     folders = []
     for seed in study.seeds:
@@ -94,32 +93,30 @@ def run_jobs(study, folders, out, jobs):
     """Run the trainings of `folders`, `jobs` at once -> [folder] of those that failed. Ctrl-C ends them all and loses those under way."""
     waiting, running, failed = list(folders), {}, []
     total = len(study.seeds) * len(study.variants)
-    bar = tqdm(total=total, initial=max(total - len(folders), 0), desc=study.name, unit="run", disable=None)
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                folder = waiting.pop(0)
-                running[folder] = start(folder, study.threads)
-            time.sleep(0.2)
-            for folder, process in list(running.items()):
-                if process.poll() is None:
-                    continue
-                del running[folder]
-                if process.returncode == BUSY:
-                    waiting.append(folder)  # another command is at it: ask again later
-                    time.sleep(1.0)
-                    continue
-                if process.returncode:
-                    failed.append(folder)
-                    tqdm.write(f"{folder} failed: {(folder / 'output.txt').read_text().strip()[-300:]}", file=sys.stderr)
-                else:
-                    tqdm.write(told(folder))
-                    sys.stdout.flush()
-                bar.update()
-    finally:
-        bar.close()
-        for process in running.values():
-            process.terminate()
-        for process in running.values():
-            process.wait()
+    with progress(study.name, total, " runs", initial=max(total - len(folders), 0)) as bar:
+        try:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    folder = waiting.pop(0)
+                    running[folder] = start(folder, study.threads)
+                time.sleep(0.2)
+                for folder, process in list(running.items()):
+                    if process.poll() is None:
+                        continue
+                    del running[folder]
+                    if process.returncode == BUSY:
+                        waiting.append(folder)  # another command is at it: ask again later
+                        time.sleep(1.0)
+                        continue
+                    if process.returncode:
+                        failed.append(folder)
+                        say(f"{folder} failed: {(folder / 'output.txt').read_text().strip()[-300:]}", file=sys.stderr)
+                    else:
+                        say(told(folder))
+                    bar.update()
+        finally:
+            for process in running.values():
+                process.terminate()
+            for process in running.values():
+                process.wait()
     return failed
