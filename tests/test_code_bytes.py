@@ -15,6 +15,7 @@ def test_features_cost_what_switching_them_saves(monkeypatch):
     assert rows["n-gram memory"][0] == "on" and rows["n-gram memory"][1] > 500
     assert rows["moving average"][0] == "off" and 0 < rows["moving average"][1] < 200
     lines, facts = code_bytes.report(config, ("brotli",))
+    assert all(f"{row['bytes']:7}  {row['name']}" in "\n".join(lines) for row in facts["features"] + facts["definitions"])
     assert lines[0].startswith("counted file: ") and any(
         line.endswith("moving average (off; this is what it would cost)") for line in lines
     )

@@ -92,14 +92,14 @@ class Stages:
     """One bar for work of several stages, each with its own name and share."""
 
     def __init__(self, bar):
-        self.bar, self.done, self.begun = bar, 0.0, time.perf_counter()
+        self.bar, self.name, self.done, self.begun = bar, "", 0.0, time.perf_counter()
 
     def stage(self, name):
         """Begin a stage unless it is under way."""
-        if self.bar.desc != f"{name}: ":
-            self.done, self.begun = 0.0, time.perf_counter()
+        if self.name != name:
+            self.name, self.done, self.begun = name, 0.0, time.perf_counter()
+            self.bar.set_description_str(name, refresh=False)
             self.bar.reset(1.0)
-            self.bar.set_description(name)
 
     def step(self, share, seconds=math.inf):
         """A share of a stage is done, which may also end after `seconds`."""
