@@ -84,7 +84,8 @@ def fault_line(fault):
     """One line that says what is wrong and what would be right."""
     if isinstance(fault, MemoryError) or "out of memory" in str(fault):
         return "not enough memory; lower train.train_batch_tokens or eval.eval_batch_seqs, or close other programs"
-    if isinstance(fault, OSError) and fault.errno in MENDS and fault.strerror:
+    own = type(fault).__module__.startswith("trit.")  # the package's kinds of OSError say themselves what would be right
+    if isinstance(fault, OSError) and fault.errno in MENDS and fault.strerror and not own:
         return f"{fault.filename or 'output'}: {MENDS[fault.errno]}"
     if isinstance(fault, UnicodeDecodeError):
         return f"a file is not UTF-8 text at byte {fault.start} ({fault.reason}); give a text file"

@@ -89,7 +89,7 @@ def comparison(record, other):
             "the two count tokens differently: nats a token do not compare, bits per byte are compared instead, in nats of this one"
         )
         theirs = [loss * ratios[0] / ratios[1] for loss in theirs]
-    lines, facts = [*lines, *notes], facts | {"notes": notes, "readings": readings(ours, theirs)}
+    lines, facts = [*notes, *lines], facts | {"notes": notes, "readings": readings(ours, theirs)}
     for reading in facts["readings"]:
         verdict = {True: "holds", False: "does not hold", None: "unknown: it needs two seeds or more that differ"}[reading.holds]
         p = "-" if math.isnan(reading.p) else f"{reading.p:.4g}"
