@@ -7,6 +7,7 @@ import dataclasses
 import lzma
 import math
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -231,7 +232,11 @@ def build_behind(firewall, library, run_folder, run, overrides, shake, name, roo
         submission = record.submission_json(config, run, facts | {"eval_seconds": eval_seconds, "gap": gap})
         record.write_claims(temporary, submission, {"train.log": (run_folder / "train.log").read_bytes() + output.encode()})
 
-    certificate, checks = certify_record(temporary, run.data_path, scored, describe, log)
+    try:
+        certificate, checks = certify_record(temporary, run.data_path, scored, describe, log)
+    except BaseException:
+        shutil.rmtree(temporary)  # stopped half way: half a record is none
+        raise
     checks.append(check("validation text unread before the artifact", *firewall.summary()))
     made_by = certificate.made_by | {"firewall": firewall.evidence()}
     return Built(*record.file_record(temporary, folder, checks, made_by), checks)

@@ -18,6 +18,7 @@ import threading
 from tqdm import tqdm
 
 INTERRUPTED = 130
+MARGIN = 3  # columns
 CLOCK_FORMAT = "{desc}: [{elapsed}]"  # of work that cannot say how far it is
 SHARE_FORMAT = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]"
 MENDS = {
@@ -144,6 +145,9 @@ def progress(what, total=None, unit="it", **named):
 
     ticking = threading.Thread(target=tick, daemon=True)
     if not bar.disable:
+        shape = bar.dynamic_ncols
+        # Room for the ^C that a terminal writes: else it breaks the line, and half the bar stays behind.
+        bar.dynamic_ncols = lambda file: ((shape(file)[0] or MARGIN) - MARGIN or None, None)
         ticking.start()
     try:
         yield bar
