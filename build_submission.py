@@ -6,7 +6,6 @@ Any failed check ends with a non-zero exit and says what to do; an unknown one s
 folder.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -15,13 +14,14 @@ from pathlib import Path
 from trit.bundle.bundle import ALL_CODECS, QUICK_CODECS
 from trit.compress.plan_report import plan_report
 from trit.config import RunArgs
+from trit.console import Parser, above_bars, command
 from trit.report.leaderboard import write_leaderboard
-from trit.report.record import result_rows, verdict_line
+from trit.report.record import result_rows, verdict_counts, verdict_line
 from trit.train.log import Log
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, answers=True)
     parser.add_argument("--run", help="folder of the training run, for example runs/demo")
     parser.add_argument("--plan", action="store_true", help="print the bytes a configuration will take, without weights, and stop")
     parser.add_argument("--config", help="preset to plan, for example configs/demo.toml")
@@ -46,38 +46,50 @@ def main(arguments=None):
         "overrides", nargs="*", metavar="key=value", help="settings of eval and compress that differ from the run's; any with --plan"
     )
     options = parser.parse_args(arguments)
-    try:
+    with command(options.json, "stopped; nothing was filed, and the run is as it was", also=RuntimeError) as answer:
         if options.plan:
-            text, fits = plan_report(options.config, options.overrides, options.fit, os.environ)
-            print(text)
-            return sys.exit(0 if fits else 1)
-        from trit.build import build  # a plan answers at once; torch takes seconds to import
+            report = plan_report(options.config, options.overrides, options.fit, os.environ)
+            print(report.text)
+            answer |= report.facts
+            sys.exit(0 if report.fits else 1)
+        build_and_file(options, answer)
 
-        folder = Path(options.run or "")
-        if not (folder / "run.json").exists():
-            raise ValueError(f"{folder} is not a training run (no run.json); train first: python train_gpt.py --config configs/demo.toml")
-        run = RunArgs(**json.loads((folder / "run.json").read_text()))
-        about = {"author": options.author, "github_id": options.github_id, "blurb": options.blurb}
-        log = Log()
-        codecs = QUICK_CODECS if options.quick_start else ALL_CODECS
-        name = options.name or run.run_id
-        built = build(folder, run, options.overrides, options.dce, name, options.records, about, log, codecs, options.backend)
-    except (ValueError, RuntimeError, OSError) as fault:
-        sys.exit(f"error: {fault}")
-    submission = built.submission
+
+def build_and_file(options, answer):
+    """Build what the command line says; `answer` gets what --json prints of it. ValueError where a check failed."""
+    from trit.build import build  # a plan answers at once; torch takes seconds to import
+
+    folder = Path(options.run or "")
+    if not (folder / "run.json").is_file():
+        raise ValueError(f"{folder} is not a training run (no run.json); train first: python train_gpt.py --config configs/demo.toml")
+    run = read_run(folder / "run.json")
+    about = {"author": options.author, "github_id": options.github_id, "blurb": options.blurb}
+    log = above_bars(Log())
+    codecs = QUICK_CODECS if options.quick_start else ALL_CODECS
+    name = options.name or run.run_id
+    built = build(folder, run, options.overrides, options.dce, name, options.records, about, log, codecs, options.backend)
+    answer |= {"summary": verdict_counts(built.checks), **built._asdict()}
     print("\ncertificate")
     for item in built.checks:
         print(f"  {item.verdict:8}{item.name}: {item.evidence}")
     print(f"  {verdict_line(built.checks)}")
     print("\nresult")
-    for what, measured in result_rows(submission):
+    for what, measured in result_rows(built.submission):
         print(f"  {what.replace('`', ''):<52}{measured}")
     if built.folder is None:
         names = ", ".join(item.name for item in built.checks if item.verdict == "fail")
-        sys.exit(f"error: no record was filed, because of: {names}. The evidence stands above; mend it and build again")
+        raise ValueError(f"no record was filed, because of: {names}. The evidence stands above; mend it and build again")
     write_leaderboard(options.records)
     print(f"its page: python -m trit.report.page {built.folder} --run {folder}")
     print(built.folder)
+
+
+def read_run(path):
+    """`RunArgs` of a training run."""
+    try:
+        return RunArgs(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as fault:
+        raise ValueError(f"{path} is damaged ({fault}); train again, or give another run") from None
 
 
 if __name__ == "__main__":

@@ -4,14 +4,17 @@ Writes runs/<run_id>/: config.json, run.json, train.log, metrics.jsonl, checkpoi
 --profile adds trace.json.gz (ui.perfetto.dev) and profile.txt of a few steps after the start.
 """
 
-from trit.launch import launch
-from trit.ops import torch_ops
-from trit.train.torch_backend import make_backend, start_process
-from trit.train.torch_profile import with_profile
+from trit.console import command
 
 
 def main(arguments=None):
-    launch(arguments, __doc__, torch_ops, start_process, make_backend, with_profile)
+    with command():  # the array library takes seconds to import, and Ctrl-C may come then too
+        from trit.launch import launch
+        from trit.ops import torch_ops
+        from trit.train.torch_backend import make_backend, start_process
+        from trit.train.torch_profile import with_profile
+
+        launch(arguments, __doc__, torch_ops, start_process, make_backend, with_profile)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,16 @@
 Writes runs/<run_id>/: config.json, run.json, train.log, metrics.jsonl, checkpoint.npz. Ctrl-C saves; resume=true continues.
 """
 
-from trit.launch import launch
-from trit.ops import mlx_ops
-from trit.train.mlx_backend import make_backend, start_process
+from trit.console import command
 
 
 def main(arguments=None):
-    launch(arguments, __doc__, mlx_ops, start_process, make_backend)
+    with command():  # the array library takes seconds to import, and Ctrl-C may come then too
+        from trit.launch import launch
+        from trit.ops import mlx_ops
+        from trit.train.mlx_backend import make_backend, start_process
+
+        launch(arguments, __doc__, mlx_ops, start_process, make_backend)
 
 
 if __name__ == "__main__":

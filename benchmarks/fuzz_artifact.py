@@ -23,6 +23,7 @@ with atheris.instrument_imports(include=["trit"]):
     from trit.compress.layouts import PackError
     from trit.compress.pack import PACK_VERSION, check_tensor, pack, spec_fingerprint, stored_specs, unpack
     from trit.compress.quantize import QuantTensor, group_layout, scale_table
+    from trit.console import move, say, shares
     from trit.params import ParamSpec
 
 import numpy as np
@@ -106,31 +107,32 @@ def main():
             data = valid_artifact(cfg, seed)
             for name, start in (("raw", data[:21]), ("sealed", b"S" + bytes(20))):
                 (corpus / f"seed_{number}_{seed}_{name}").write_bytes(bytes([number]) + start + data[21:])
-    while (left := options.seconds - (time.monotonic() - begin)) > 1:
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.fuzz_artifact",
-            "--one",
-            "--seconds",
-            str(int(left)),
-            "--corpus",
-            options.corpus,
-            *rest,
-        ]
-        done = subprocess.run(command, capture_output=True, text=True)
-        found = {name: int(value) for name, value in re.findall(r"stat::(\w+):\s+(\d+)", done.stderr)}
-        if done.returncode or not found:
-            sys.exit(
-                f"{done.stderr[-3000:]}\nfound after {total:,} executions: the input lies in this folder as crash-*, timeout-* or oom-*"
+    with shares("fuzzing") as bar:
+        while (left := options.seconds - (time.monotonic() - begin)) > 1:
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.fuzz_artifact",
+                "--one",
+                "--seconds",
+                str(int(left)),
+                "--corpus",
+                options.corpus,
+                *rest,
+            ]
+            done = subprocess.run(command, capture_output=True, text=True)
+            found = {name: int(value) for name, value in re.findall(r"stat::(\w+):\s+(\d+)", done.stderr)}
+            if done.returncode or not found:
+                sys.exit(
+                    f"{done.stderr[-3000:]}\nfound after {total:,} executions: the input lies in this folder as crash-*, timeout-* or oom-*"
+                )
+            total += found["number_of_executed_units"]
+            coverage = re.findall(r"cov: (\d+)", done.stderr)[-1]
+            say(
+                f"{total:,} executions in {time.monotonic() - begin:.0f} s, coverage {coverage}, slowest {found['slowest_unit_time_sec']} s, "
+                f"peak memory {found['peak_rss_mb']} MB",
             )
-        total += found["number_of_executed_units"]
-        coverage = re.findall(r"cov: (\d+)", done.stderr)[-1]
-        print(
-            f"{total:,} executions in {time.monotonic() - begin:.0f} s, coverage {coverage}, slowest {found['slowest_unit_time_sec']} s, "
-            f"peak memory {found['peak_rss_mb']} MB",
-            flush=True,
-        )
+            move(bar, (time.monotonic() - begin) / options.seconds)
     print(f"no crash, no input over a second, none over 512 MB in {total:,} executions and {time.monotonic() - begin:.0f} s")
 
 

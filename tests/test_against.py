@@ -91,16 +91,18 @@ def test_seeds_that_cannot_say_are_unknown_and_worse_ones_do_not_hold():
 def test_other_tokenizers_are_compared_in_bits_per_byte():
     ours = record("ours", [(2.8, 1.08), (2.81, 1.0839), (2.79, 1.0761)], 2.8, 1.08)
     theirs = record("theirs", [(2.5, 1.09), (2.51, 1.0944), (2.49, 1.0856)], 2.5, 1.09)
-    lines = comparison(ours, theirs)
-    assert any("count tokens differently" in line for line in lines)
+    lines, facts = comparison(ours, theirs)
+    assert any("count tokens differently" in line for line in lines) and [note in lines for note in facts["notes"]] == [True]
     beyond = (1.09 - 1.08) - MARGIN_NATS * 1.08 / 2.8
     assert any(line.startswith("strict") and f"{beyond:+.5f} bits per byte" in line for line in lines)
 
 
 def test_a_record_without_losses_borrows_the_others_tokens_and_says_so():
     ours, theirs = record("ours", [(NAN, 1.08), (NAN, 1.081)]), record("theirs", [(2.9, 1.1), (2.91, 1.104)], 2.9, 1.1)
-    lines = comparison(ours, theirs)
-    assert "ours names no val_loss" in lines[0] and any(line.startswith("loose") and ": holds" in line for line in lines)
+    lines, facts = comparison(ours, theirs)
+    assert "ours names no val_loss" in lines[0] == facts["notes"][0] and any(
+        line.startswith("loose") and ": holds" in line for line in lines
+    )
     with pytest.raises(ValueError, match="neither record names val_loss"):
         comparison(ours, ours)
 

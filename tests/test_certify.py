@@ -287,9 +287,9 @@ def test_a_stranger_judges_a_record(honest, tmp_path, capsys, monkeypatch):
     record, data = honest
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     before = {path.name: path.read_bytes() for path in record.iterdir()}
-    assert certify.main([str(record), "--data", str(data), "--json", str(tmp_path / "c.json")]) == 0
-    printed = capsys.readouterr().out
-    certificate = json.loads((tmp_path / "c.json").read_text())
+    assert certify.main([str(record), "--data", str(data), "--json"]) == 0
+    printed = capsys.readouterr()
+    certificate, printed = json.loads(printed.out), printed.err
     assert {item["verdict"] for item in certificate["checks"]} == {"pass"} and certificate["made_by"]["replayed_tokens"] == 127
     assert certificate["summary"] == {"pass": len(certificate["checks"]), "fail": 0, "unknown": 0}
     names = [item["name"] for item in certificate["checks"]]
@@ -321,8 +321,9 @@ def test_what_cannot_be_judged_says_what_is_missing(honest, tmp_path, capsys):
         ([str(tmp_path / "empty")], "no train_gpt.py, so this is no record"),
         ([str(record), "--data", str(tmp_path / "empty")], "no *_val_*.bin shards"),
     ):
-        assert certify.main(arguments) == 2
-        assert message in capsys.readouterr().err
+        with pytest.raises(SystemExit) as ended:
+            certify.main(arguments)
+        assert ended.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_every_check_is_explained(honest):

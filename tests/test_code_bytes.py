@@ -14,10 +14,12 @@ def test_features_cost_what_switching_them_saves(monkeypatch):
     rows = {name: (state, size) for name, state, size in code_bytes.feature_rows(config)}
     assert rows["n-gram memory"][0] == "on" and rows["n-gram memory"][1] > 500
     assert rows["moving average"][0] == "off" and 0 < rows["moving average"][1] < 200
-    lines = code_bytes.report_lines(config, ("brotli",))
+    lines, facts = code_bytes.report(config, ("brotli",))
+    assert all(f"{row['bytes']:7}  {row['name']}" in "\n".join(lines) for row in facts["features"] + facts["definitions"])
     assert lines[0].startswith("counted file: ") and any(
         line.endswith("moving average (off; this is what it would cost)") for line in lines
     )
+    assert lines[0].startswith(f"counted file: {facts['counted_file']} bytes")
     assert any(line.endswith("trit.eval.ngram:NgramMemory") for line in lines) and callable(byte_report)
 
 

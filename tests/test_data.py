@@ -251,11 +251,11 @@ def test_tokenizer_mismatch_is_refused(tmp_path, text_files):
 
 def test_command_line(tmp_path, text_files, capsys):
     arguments = ["--train", text_files["train"], "--val", text_files["val"], "--out", str(tmp_path / "data")]
-    assert main([*arguments, "--vocab-file", small_tokenizer("contest_bpe_1024").path]) == 0
+    assert main([*arguments, "--vocab-file", small_tokenizer("contest_bpe_1024").path]) is None
     manifest = read_manifest(tmp_path / "data")
     assert manifest["tokenizer"]["file"] == "contest_bpe_1024.model" and manifest["splits"]["val"]["byte_mismatches"] == 0
-    assert main([*arguments, "--tokenizer", "nonsense"]) == 1
-    output = capsys.readouterr()
-    assert "tokens per byte" in output.out and output.err.startswith("error: tokenizer nonsense: not in")
+    with pytest.raises(SystemExit, match="^error: tokenizer nonsense: not in"):
+        main([*arguments, "--tokenizer", "nonsense"])
+    assert "tokens per byte" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["--train", "x", "--out", str(tmp_path / "data")])

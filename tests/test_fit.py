@@ -53,11 +53,11 @@ def test_what_is_no_size_is_not_fitted():
 
 
 def test_a_plan_says_whether_it_fits():
-    text, fits = plan_report(DEMO, [], "", {})
+    text, fits, _ = plan_report(DEMO, [], "", {})
     assert fits and "bytes expected to stay free" in text and "embed" in text
-    text, fits = plan_report(DEMO, ["track.cap_bytes=100000"], "", {})
+    text, fits, _ = plan_report(DEMO, ["track.cap_bytes=100000"], "", {})
     assert not fits and "does not fit: expected size" in text and "saves about" in text
-    text, fits = plan_report(DEMO, ["track.cap_bytes=300000"], "engram_buckets", {})
+    text, fits, _ = plan_report(DEMO, ["track.cap_bytes=300000"], "engram_buckets", {})
     assert fits and "engram.engram_buckets=" in text.splitlines()[0] and "is the largest that fits" in text
 
 

@@ -126,4 +126,4 @@ def test_damaged_folders_are_doubted_not_believed(tmp_path, capsys):
     with pytest.raises(SystemExit, match="is no folder; give a record's"):
         main([str(tmp_path / "absent")])
     main([str(tmp_path), "--json"])
-    assert json.loads(capsys.readouterr().out)["doubts"]
+    assert json.loads(capsys.readouterr().out)["records"][0]["doubts"]

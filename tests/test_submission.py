@@ -59,10 +59,15 @@ def test_building_again_gives_the_same_bytes_in_a_folder_of_its_own(record, trai
         record.name.partition("_")[2],
         "--dce",
         "--quick-start",
+        "--json",
     )
     assert done.returncode == 0, done.stderr
-    again = Path(done.stdout.strip().splitlines()[-1])
-    assert again.name == record.name + "_2"
+    answer = json.loads(done.stdout)
+    again = Path(answer["folder"])
+    assert again.name == record.name + "_2" and done.stderr.splitlines()[-1] == str(again)
+    assert answer["submission"] == json.loads((again / "submission.json").read_text())
+    assert f"  {answer['summary']['pass']} checks passed, 0 failed" in done.stderr
+    assert all(f"  {item['verdict']:8}{item['name']}: {item['evidence']}" in done.stderr for item in answer["checks"])
     for name in ("artifact.trit", "train_gpt.py"):
         assert (again / name).read_bytes() == (record / name).read_bytes()
 

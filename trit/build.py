@@ -7,6 +7,7 @@ import dataclasses
 import lzma
 import math
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import brotli
 import numpy as np
 
+from trit.bars import compressing, scoring
 from trit.bundle.bundle import ALL_CODECS, QUICK_CODECS, bundle
 from trit.bundle.verify import verify
 from trit.compress.pack import stored_specs, unpack
@@ -21,6 +23,7 @@ from trit.compress.plan import check_budget
 from trit.compress.quantize import fake_quantize
 from trit.compress.sizes import category_bytes, size_table, sizes
 from trit.config_load import with_overrides
+from trit.console import CLOCK_FORMAT, progress
 from trit.data.firewall import Firewall, validation_files
 from trit.data.loader import validation_tokens
 from trit.data.manifest import MANIFEST_NAME, resolve_tokenizer
@@ -53,8 +56,9 @@ def compress_run(library, config, arrays, data_path, log):
     begin = time.perf_counter()
     (_, ops, backend), arch = library, load_arch(config.model.name)
     process = backend.start_process()
-    calibration = find_calibration(ops, backend, arch, config, process, arrays, data_path, log)
-    forward, artifact = compressed(ops, backend, arch, config, process, arrays, calibration, data_path, log)
+    with compressing(backend, config, artifact_specs(arch, config)) as watched:
+        calibration = find_calibration(ops, watched, arch, config, process, arrays, data_path, log)
+        forward, artifact = compressed(ops, watched, arch, config, process, arrays, calibration, data_path, log)
     seconds = time.perf_counter() - begin
     return trained_forward(ops, config, arrays, calibration) if forward is None else forward, artifact, seconds
 
@@ -96,19 +100,20 @@ class Scored(NamedTuple):
     trained_losses: np.ndarray
 
 
-def score_run(library, config, run, loaded, forward, log):
-    """`Scored` of the weights `loaded` from an artifact and of the weights `forward` it was packed from."""
+def score_run(library, config, run, loaded, forward, positions, log):
+    """`Scored` of the weights `loaded` from an artifact and of the weights `forward` it was packed from, on a text of so many positions."""
     (_, ops, backend), arch = library, load_arch(config.model.name)
     process = backend.start_process()
 
-    def scored(weights):
-        return score_arrays(ops, backend, arch, config, process, weights, run.data_path, run.tokenizer_path, log)
+    def scored(weights, what):
+        with scoring(backend, config, positions, what) as watched:
+            return score_arrays(ops, watched, arch, config, process, weights, run.data_path, run.tokenizer_path, log)
 
-    score, losses = scored(loaded)
+    score, losses = scored(loaded, "scoring")
     log.line(f"final_ternary_roundtrip_exact val_loss:{score.loss:.8f} val_bpb:{score.bpb:.8f}")
     if all(np.array_equal(loaded[name], forward[name]) for name in loaded):
         return Scored(score, losses, score.bpb, losses)  # the same weights bit for bit: scoring them again would tell nothing
-    before, trained_losses = scored(forward)
+    before, trained_losses = scored(forward, "scoring what was trained")
     return Scored(score, losses, before.bpb, trained_losses)
 
 
@@ -197,8 +202,9 @@ def build_behind(firewall, library, run_folder, run, overrides, shake, name, roo
 
     tokenizer_path, tokens = resolve_tokenizer(run.data_path, run.tokenizer_path), validation_tokens(config, run.data_path)
     loaded = load_artifact(library.ops, load_arch(config.model.name), config, artifact)
-    scored = score_run(library, config, run, loaded, forward, log)
-    comparison = other_compressors(validation_text(tokens, tokenizer_path))
+    scored = score_run(library, config, run, loaded, forward, len(tokens) - 1, log)
+    with progress("other compressors", bar_format=CLOCK_FORMAT):
+        comparison = other_compressors(validation_text(tokens, tokenizer_path))
     facts = {
         "name": name,
         "score": scored.score,
@@ -226,7 +232,11 @@ def build_behind(firewall, library, run_folder, run, overrides, shake, name, roo
         submission = record.submission_json(config, run, facts | {"eval_seconds": eval_seconds, "gap": gap})
         record.write_claims(temporary, submission, {"train.log": (run_folder / "train.log").read_bytes() + output.encode()})
 
-    certificate, checks = certify_record(temporary, run.data_path, scored, describe, log)
+    try:
+        certificate, checks = certify_record(temporary, run.data_path, scored, describe, log)
+    except BaseException:
+        shutil.rmtree(temporary)  # stopped half way: half a record is none
+        raise
     checks.append(check("validation text unread before the artifact", *firewall.summary()))
     made_by = certificate.made_by | {"firewall": firewall.evidence()}
     return Built(*record.file_record(temporary, folder, checks, made_by), checks)

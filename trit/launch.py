@@ -1,6 +1,5 @@
 """The command line that both training entries share: settings -> plan -> training -> checkpoint. Errors are one line with the mend."""
 
-import argparse
 import contextlib
 import ctypes
 import dataclasses
@@ -14,10 +13,12 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+from trit.bars import training
 from trit.compress.live import with_prediction
 from trit.compress.plan import budget_table, check_plan, plan
 from trit.config_load import describe, load, save
-from trit.data.firewall import Firewall, ValidationReadError, validation_files
+from trit.console import INTERRUPTED, Parser, above_bars, command
+from trit.data.firewall import Firewall, validation_files
 from trit.data.manifest import check_vocabulary
 from trit.models import load_arch
 from trit.params import init_params
@@ -72,16 +73,21 @@ def launch(arguments, text, ops, start_process, make_backend, with_profile=None)
 
     `with_profile(backend, folder, first, log)` gives the backend that records steps for --profile, where the array library has one.
     """
-    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=text, answers=True)
     parser.add_argument("--config", help="preset, for example configs/demo.toml")
     parser.add_argument("--profile", action="store_true", help="record a few steps after the start in the run folder: trace and summary")
     parser.add_argument("--stall-seconds", type=float, default=600.0, help="end the run where no step ends for so long; 0 never does")
     options, overrides = parser.parse_known_args(arguments)
-    folder = Path("runs")
     keep_freed_memory()
     # Schedulers and pods end a run with SIGTERM: it saves like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    process = SimpleNamespace(rank=0, world=1)
+    with command(options.json) as answer:
+        answer |= trained(options, overrides, ops, start_process, make_backend, with_profile)
+
+
+def trained(options, overrides, ops, start_process, make_backend, with_profile):
+    """Train what the command line says -> what --json prints of it, nothing on other ranks than the first."""
+    process, saved = SimpleNamespace(rank=0, world=1), []
     # Nothing opens it again: a run that reads validation text, at any point, ends with the place that asked.
     firewall = Firewall().close()
     try:
@@ -96,7 +102,7 @@ def launch(arguments, text, ops, start_process, make_backend, with_profile=None)
         with warnings.catch_warnings(record=True) as doubts:
             check_plan(made, config.track.cap_bytes)
         folder.mkdir(parents=True, exist_ok=True)
-        log = RunLog(process.rank, folder, keep=run.resume)
+        log = above_bars(RunLog(process.rank, folder, keep=run.resume))
         if process.rank == 0:
             save(config, folder / "config.json")
             (folder / "run.json").write_text(json.dumps(dataclasses.asdict(run)) + "\n")
@@ -105,19 +111,25 @@ def launch(arguments, text, ops, start_process, make_backend, with_profile=None)
         def save_state(*state):
             if process.rank == 0:
                 save_checkpoint(folder / "checkpoint.npz", config, *state)
+            saved.append(folder)
 
         backend = make_backend(ops, arch, config, specs, init_params(specs, run.seed), process)
         if options.profile:
             # After compilation and the first steps on the clock.
             backend = with_profile(backend, folder, config.train.warmup_steps + 5, log)
         backend = with_prediction(stoppable(backend), ops, config, specs, log)
-        with Watchdog(options.stall_seconds, log.line if process.rank == 0 else print) as watchdog:
-            run_training(config, specs, watched(backend, watchdog), run.data_path, run.seed, log, resumed, save_state)
+        say_stalled = log.line if process.rank == 0 else print
+        with training(backend, config, resumed[1] if resumed else 0) as backend, Watchdog(options.stall_seconds, say_stalled) as watchdog:
+            result = run_training(config, specs, watched(backend, watchdog), run.data_path, run.seed, log, resumed, save_state)
         firewall.ensure_unread()
     except KeyboardInterrupt:
-        sys.exit(f"\nstopped; the state is saved in {folder}. Continue with the same command and resume=true")
-    except (ValueError, FloatingPointError, ValidationReadError) as fault:
-        sys.exit(f"error: {fault}")
+        where = (
+            f"the state is saved in {saved[-1]}. Continue with the same command and resume=true"
+            if saved
+            else "there was nothing to save yet"
+        )
+        print(f"\nstopped; {where}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except RuntimeError as fault:
         if process.world == 1:
             raise
@@ -128,3 +140,6 @@ def launch(arguments, text, ops, start_process, make_backend, with_profile=None)
         )
     log.line(f"validation_firewall:closed files:{len(validation_files(run.data_path))} accesses:0")
     log.line(f"checkpoint: {folder}/checkpoint.npz; next: python build_submission.py --run {folder} --dce")
+    if process.rank:
+        return {}
+    return {"folder": folder, "checkpoint": folder / "checkpoint.npz"} | result._asdict()

@@ -5,7 +5,6 @@ Prints the command, the settings that are not defaults and, all at once, what is
 becomes the command; --dry-run stops there. What the launchers of runners/ stand on: they hold the facts of a machine, this the checks.
 """
 
-import argparse
 import contextlib
 import csv
 import importlib.metadata
@@ -21,6 +20,7 @@ from typing import NamedTuple
 
 from trit.compress.plan import check_plan, plan
 from trit.config_load import describe, load
+from trit.console import Parser, command
 from trit.data.manifest import check_vocabulary, resolve_tokenizer
 from trit.data.shards import shard_files, shard_length
 from trit.models import load_arch
@@ -161,7 +161,7 @@ def shown(words):
 
 def main(arguments=None):
     """Command line of this module."""
-    parser = argparse.ArgumentParser(prog="python -m trit.start", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m trit.start", description=__doc__)
     parser.add_argument("--config", help="preset")
     parser.add_argument("--study", help="study file; its first variant says what is needed")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs of each machine; 0 trains on the processor")
@@ -170,23 +170,24 @@ def main(arguments=None):
     parser.add_argument("--rendezvous", default="", metavar="HOST:PORT", help="where several machines meet")
     parser.add_argument("--dry-run", action="store_true", help="print the command and what is missing, and run nothing")
     options, others = parser.parse_known_args(arguments)
-    try:
+    with command():
         if options.study:
             study = read_study(options.study)
             config, run, origins = load(study.preset, {}, study.settings(study.variants[0]))
+            options.gpus = study.gpus
         else:
             config, run, origins = load(options.config, os.environ, others, max(options.gpus, 1) * options.nodes)
         found, doubts = missing(options, config, run)
-    except ValueError as fault:
-        sys.exit(f"error: {fault}")
-    words = command_of(options, others)
-    print(f"command: {shown(words)}\n\nsettings that are not defaults\n{describe(config, run, origins, changed=True)}\n", flush=True)
-    for doubt in doubts:
-        print(f"note: {doubt}", flush=True)
-    if found:
-        sys.exit("\n".join(f"error: {fault}" for fault in found))
-    print("nothing is missing", flush=True)
+        words = command_of(options, others)
+        print(f"command: {shown(words)}\n\nsettings that are not defaults\n{describe(config, run, origins, changed=True)}\n")
+        for doubt in doubts:
+            print(f"note: {doubt}")
+        if found:
+            sys.stdout.flush()
+            sys.exit("\n".join(f"error: {fault}" for fault in found))
+        print("nothing is missing")
     if not options.dry_run:
+        sys.stdout.flush()
         os.execv(words[0], words)
 
 

@@ -24,6 +24,7 @@ RUNNER = Path(__file__).with_name("runner.py")
 SYSTEM_READABLE = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/etc", "/opt", "/sys", "/System", "/Library")
 SYSTEM_WRITABLE = ("/dev", "/proc")
 KILLED = -9
+WATCHED = 0.5  # seconds between two looks at a job under way
 
 
 class Job(NamedTuple):
@@ -105,7 +106,7 @@ def make_plan(jobs, folders, root, network):
     return {"jobs": steps, "refuse_network": not network, "readable": SYSTEM_READABLE, "writable": writable}
 
 
-def run_plan(plan, root, python, before, timeout, names, say):
+def run_plan(plan, root, python, before, timeout, names, say, watch):
     """Run a plan in one process behind the command `before` -> (`Reports`, whether the time ran out). Its children end with it."""
     reading, writing = os.pipe()
     (root / "plan.json").write_text(json.dumps(plan | {"pipe": writing}))
@@ -125,9 +126,13 @@ def run_plan(plan, root, python, before, timeout, names, say):
     os.close(writing)
     reports, timed_out = Reports(reading, names, begin, say), False
     try:
-        process.wait(timeout)
-    except subprocess.TimeoutExpired:
-        timed_out = True
+        while not timed_out:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(min(WATCHED, timeout) if watch else timeout)
+                break
+            timed_out = time.perf_counter() - begin >= timeout
+            if watch:
+                watch(reports.current, read_text(Path(plan["jobs"][reports.current]["output"])))
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # whatever the programs left running
@@ -136,11 +141,12 @@ def run_plan(plan, root, python, before, timeout, names, say):
     return reports, timed_out
 
 
-def run_jobs(jobs, root, timeout=600, python=sys.executable, network=False, say=None, folders=None):
+def run_jobs(jobs, root, timeout=600, python=sys.executable, network=False, say=None, folders=None, watch=None):
     """Run `jobs` in order in one isolated process -> `Session`. Each gets a folder below the empty folder `root`, or of `folders`.
 
     A job's environment is PATH, HOME, TMPDIR, LC_ALL and what it names. `timeout` (seconds) is for all of them; `say` gets a line for
-    each finished job. BundleError where the process cannot be started.
+    each finished job, `watch` now and then the number of the job that runs and what it has printed so far. BundleError where the process
+    cannot be started.
     """
     root = Path(os.path.realpath(root))
     folders = folders or [root / str(number) for number in range(len(jobs))]
@@ -149,7 +155,7 @@ def run_jobs(jobs, root, timeout=600, python=sys.executable, network=False, say=
         (root / name).mkdir(parents=True)
     before = [] if network else network_wall()
     names = [job.name for job in jobs]
-    reports, timed_out = run_plan(make_plan(jobs, folders, root, network), root, python, before, timeout, names, say)
+    reports, timed_out = run_plan(make_plan(jobs, folders, root, network), root, python, before, timeout, names, say, watch)
     facts = reports.facts
     if "python" not in facts:
         raise BundleError(f"{python} did not start in isolation: {read_text(root / 'logs' / 'runner.err')[-500:]}")

@@ -19,6 +19,7 @@ from trit.bundle.modules import load
 from trit.bundle.shake import check, join, needed_imports, reachable
 from trit.bundle.specialise import flatten
 from trit.bundle.wrap import wrap
+from trit.console import CLOCK_FORMAT, counted, progress
 
 QUICK_CODECS = ("brotli", "lzma", "zlib")
 ALL_CODECS = (*QUICK_CODECS, "mixing")  # mixing saves a tenth; its file takes some four seconds longer to start
@@ -61,8 +62,9 @@ def bundle(
     `library` is "torch" or "mlx"; `root` is the folder that holds the package (this one's by default), `codecs` the compressors the target machine has.
     Without `shake` whole modules are joined, with the reserved names substituted and nothing folded, dropped or shortened.
     """
-    flat, kept, tree = flat_tree(config, entry, library, root, shake, arch_module)
-    text = readable(tree, flat.entry)
+    with progress("bundling", bar_format=CLOCK_FORMAT):
+        flat, kept, tree = flat_tree(config, entry, library, root, shake, arch_module)
+        text = readable(tree, flat.entry)
     if needs_source is None:
         needs_source = uses_source(tree)
     texts = [text]
@@ -70,7 +72,8 @@ def bundle(
         numbered = ast.parse(text)
         table = number_messages(numbered)
         numbered.body[-1:] = numbered.body[-1].body  # a counted file is only ever run as the program
-        texts, text = minified(ast.unparse(numbered)), text + table_text(table)
+        with progress("shortening", bar_format=CLOCK_FORMAT):
+            texts, text = minified(ast.unparse(numbered)), text + table_text(table)
     wrapped, source = smallest(texts, codecs, needs_source)
     labels = {name: symbol.label for name, symbol in flat.symbols.items()}
     dropped = [labels[name] for name in flat.symbols if name not in set(kept)]
@@ -105,7 +108,7 @@ def shaken_text(config, entry="trit.submission", library="torch", root=None, arc
 def smallest(texts, codecs, needs_source):
     """(counted file, text) of the text that packs best. Mixing is slow, so it gets the text that is best without it."""
     quick = [codec for codec in codecs if codec != "mixing"]
-    builds = [(wrap(text, quick, needs_source), text) for text in texts]
+    builds = [(wrap(text, quick, needs_source), text) for text in counted(texts, "packing the code", len(texts), " forms")]
     wrapped, source = min(builds, key=lambda build: (len(build[0]), build[0]))
     mixed = mixed_file(source, needs_source) if "mixing" in codecs else None
     return (mixed, source) if mixed and len(mixed) < len(wrapped) else (wrapped, source)

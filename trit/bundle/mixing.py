@@ -11,6 +11,8 @@ import functools
 import math
 import re
 
+from trit.console import counted
+
 BASE = 254  # byte values but NUL, which Python refuses, and CR, which it reads as LF
 FULL = 4e9  # the coder's range is kept above this
 LOGIT = 256  # steps of a guess in one nat
@@ -98,7 +100,7 @@ def encode(text):
     """Digits (below BASE, one character each) of a text. ValueError where it cannot be coded: see `rounded`."""
     characters, alphabet = latin(text)
     model, low, width, digits = _Model(alphabet), 0, 1, 0
-    for character in characters:
+    for character in counted(characters, "mixing", len(characters), " characters"):
         for place in reversed(range(alphabet.bit_length() - 1)):
             bit = ord(character) >> place & 1
             part = model.guess()
@@ -118,7 +120,7 @@ def encode(text):
 def decode(payload, length, alphabet):
     """The text of `length` characters behind `payload`, as the decoder in the file finds it, without running that."""
     model, value, width, at, found = _Model(alphabet), 0, 1, 0, []
-    for _ in range(length):
+    for _ in counted(range(length), "unmixing", length, " characters"):
         character = 0
         for _ in range(alphabet.bit_length() - 1):
             part = model.guess()

@@ -2,6 +2,7 @@
 torch and no data."""
 
 import warnings
+from typing import NamedTuple
 
 from trit.compress.fit import expected_total, fit
 from trit.compress.plan import budget_table, check_plan, plan
@@ -10,27 +11,40 @@ from trit.models import load_arch
 from trit.params import parameter_count
 
 
+class PlanReport(NamedTuple):
+    """`text` for people, whether the configuration `fits`, and the `facts` of the text for programs."""
+
+    text: str
+    fits: bool
+    facts: dict
+
+
 def plan_report(preset, overrides, fitted, environ):
-    """(text, whether it fits) of a preset under `key=value` overrides; `fitted` names a setting to solve for, or is empty."""
+    """`PlanReport` of a preset under `key=value` overrides; `fitted` names a setting to solve for, or is empty."""
     config, _, _ = load(preset, environ, overrides)
-    code, cap, lines = config.compress.code_bytes_reserve, config.track.cap_bytes, []
+    code, cap, lines, facts = config.compress.code_bytes_reserve, config.track.cap_bytes, [], {}
     if fitted:
         name = full_key(fitted, known_fields(type(config.arch)))
         section, key = name.split(".")
         before = getattr(getattr(config, section), key)
         config = fit(config, name, code, cap)
         after = getattr(getattr(config, section), key)
+        facts["fitted"] = {"setting": name, "value": after, "before": before, "expected": expected_total(config, code)}
         lines.append(
             f"{name}={after} (was {before}) is the largest that fits: {expected_total(config, code):,} of {cap:,} bytes, half a percent kept"
         )
     specs = load_arch(config.model.name).param_specs(config)
     made = plan(config, specs, code)
+    bound, expected = made.model_bytes()
+    facts |= {"parameters": parameter_count(specs), "cap": cap, "bytes_code": code, "rows": made.rows}
+    facts |= {"expected": code + expected, "at_most": code + bound, "free": cap - code - expected}
     lines += [f"{parameter_count(specs):,} parameters; code is compress.code_bytes_reserve", budget_table(made, cap)]
     try:
         with warnings.catch_warnings(record=True) as doubts:
             warnings.simplefilter("always")
             free = check_plan(made, cap)
-        lines += [f"note: {doubt.message}" for doubt in doubts] + [f"fits: {free:,} bytes expected to stay free"]
-        return "\n".join(lines), True
+        notes = [str(doubt.message) for doubt in doubts]
+        lines += [f"note: {note}" for note in notes] + [f"fits: {free:,} bytes expected to stay free"]
+        return PlanReport("\n".join(lines), True, {"fits": True, **facts, "notes": notes})
     except ValueError as fault:
-        return "\n".join([*lines, f"does not fit: {fault}"]), False
+        return PlanReport("\n".join([*lines, f"does not fit: {fault}"]), False, {"fits": False, **facts, "notes": [str(fault)]})

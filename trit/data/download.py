@@ -4,17 +4,14 @@ Input: a variant (sp1024, byte260, ...) of a hub repository; output: <out>/datas
 Whole files are kept, so a broken download goes on where it stopped; the folder's own manifest is written last.
 """
 
-import argparse
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
+from trit.console import Parser, command, counted, say
 from trit.data.files import atomic_write
-from trit.data.manifest import MANIFEST_NAME, file_sha256
+from trit.data.manifest import MANIFEST_NAME, file_sha256, read_manifest
 from trit.data.shards import shard_length
 from trit.data.tokenizer import open_tokenizer
 
@@ -115,7 +112,7 @@ def bring_tokenizer(fetcher, entry, prefix, folder):
     return open_tokenizer(target, entry["name"])
 
 
-def download(variant, train_shards, out, repository=REPOSITORY, prefix=ROOT_PREFIX, fetch=None, say=print):
+def download(variant, train_shards, out, repository=REPOSITORY, prefix=ROOT_PREFIX, fetch=None, say=say):
     """Bring all validation shards, the first `train_shards` training shards and the tokenizer of `variant` under `out`.
 
     Returns the data folder. `fetch` stands in for the hub: (remote path, folder) -> path of a file made under `folder`.
@@ -146,7 +143,7 @@ def download(variant, train_shards, out, repository=REPOSITORY, prefix=ROOT_PREF
     hashes = {file["name"]: file.get("sha256") for file in dataset.get("files", [])}
     wanted = [("val", index) for index in range(stats.get("files_val", 0))] + [("train", index) for index in range(train_shards)]
     files = []
-    for split, index in tqdm(wanted, unit="shard", desc=variant, disable=not sys.stderr.isatty()):
+    for split, index in counted(wanted, variant, len(wanted), " shards"):
         shard = f"fineweb_{split}_{index:06d}.bin"
         tokens = expected_tokens(manifest, dataset, split, index)
         fetcher.bring(f"{prefix}/datasets/{name}/{shard}", folder / shard, tokens, hashes.get(shard))
@@ -179,7 +176,7 @@ def download(variant, train_shards, out, repository=REPOSITORY, prefix=ROOT_PREF
 
 def main(arguments=None):
     """Command line of this module."""
-    parser = argparse.ArgumentParser(prog="python -m trit.data.download", description="Fetch published token shards.")
+    parser = Parser(prog="python -m trit.data.download", description="Fetch published token shards.", answers=True)
     parser.add_argument("--variant", default="sp1024", help="data set of the repository: sp1024, sp8192, byte260, ...")
     parser.add_argument(
         "--train-shards", type=int, default=80, help="training shards to fetch, from the first; all validation shards come too"
@@ -188,13 +185,10 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     repository = os.environ.get("MATCHED_FINEWEB_REPO_ID", REPOSITORY)
     prefix = os.environ.get("MATCHED_FINEWEB_REMOTE_ROOT_PREFIX", ROOT_PREFIX)
-    try:
-        download(options.variant, options.train_shards, options.out, repository, prefix)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    with command(options.json, "stopped; whole files stay, and the same command goes on from there") as answer:
+        folder = download(options.variant, options.train_shards, options.out, repository, prefix)
+        answer |= {"folder": folder, **read_manifest(folder)}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

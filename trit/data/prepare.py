@@ -5,18 +5,16 @@ folder that exists is complete. Each document is BOS and its ids, without EOS; d
 that is a validation document too, white space and compatibility characters aside, is dropped.
 """
 
-import argparse
 import hashlib
 import json
 import os
 import shutil
-import sys
 import unicodedata
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from trit.console import CLOCK_FORMAT, Parser, command, counted, progress, say
 from trit.data.byte_count import byte_table, token_bytes
 from trit.data.corpus import is_validation, open_corpus
 from trit.data.files import atomic_write
@@ -98,7 +96,7 @@ def make_tokenizer(spec, vocab_file, folder, documents, text_bytes, tokenizer_by
     return open_tokenizer(folder / spec["filename"], spec["name"])
 
 
-def write_split(documents, tokenizer, folder, prefix, shard_tokens, progress):
+def write_split(documents, tokenizer, folder, prefix, shard_tokens, bar):
     """Encode `documents` into shards `folder/prefix_%06d.bin`; returns (list of file records, accounting of the split)."""
     table = byte_table(tokenizer.path, tokenizer.vocab_size)
     files, pending, held = [], [], 0
@@ -124,7 +122,7 @@ def write_split(documents, tokenizer, folder, prefix, shard_tokens, progress):
             account["byte_mismatches"] += counted != len(tokenizer.decode(ids).encode("utf-8"))
             pending.append(tokens)
             held += len(tokens)
-            progress.update(len(text.encode("utf-8")))
+            bar.update(len(text.encode("utf-8")))
         flush()
 
     batch = []
@@ -151,7 +149,7 @@ def is_complete(folder, inputs):
         return False
 
 
-def prepare(corpora, out, spec=None, vocab_file="", shard_tokens=SHARD_TOKENS, tokenizer_bytes=TOKENIZER_BYTES, say=print):
+def prepare(corpora, out, spec=None, vocab_file="", shard_tokens=SHARD_TOKENS, tokenizer_bytes=TOKENIZER_BYTES, say=say):
     """Make the data folder `out` and return its manifest.
 
     `corpora` is {"train": name, "val": name} (see `open_corpus`); equal names are split by a hash of each document.
@@ -163,8 +161,12 @@ def prepare(corpora, out, spec=None, vocab_file="", shard_tokens=SHARD_TOKENS, t
         raise ValueError(f"{out}: exists and is no data folder; give --out a new name")
     if shard_tokens <= 0 or tokenizer_bytes <= 0:
         raise ValueError(f"shard_tokens={shard_tokens} and tokenizer_bytes={tokenizer_bytes} must be positive")
-    dropped, held_out = [], {"train": {text_key(document) for document in read_split(corpora, "val")}, "val": frozenset()}
-    facts = {part: survey(read_split(corpora, part, held_out[part], dropped)) for part in ("train", "val")}
+    documents = counted(read_split(corpora, "val"), "validation documents", unit=" documents")
+    dropped, held_out = [], {"train": {text_key(document) for document in documents}, "val": frozenset()}
+    facts = {}
+    for part in ("train", "val"):
+        documents = read_split(corpora, part, held_out[part], dropped)
+        facts[part] = survey(counted(documents, f"reading {part}", unit=" documents"))
     identity = file_sha256(vocab_file) if vocab_file else [spec_digest(spec), spec.get("reuse_model_path"), tokenizer_bytes]
     texts = [facts[part]["text_sha256"] for part in ("train", "val")]
     inputs = hashlib.sha256(json.dumps([texts, identity, shard_tokens]).encode()).hexdigest()
@@ -181,7 +183,8 @@ def prepare(corpora, out, spec=None, vocab_file="", shard_tokens=SHARD_TOKENS, t
             f"tokenizer: {vocab_file or spec['name']}, {facts['train']['documents']} training documents, {facts['train']['text_bytes']} bytes"
         )
         documents = read_split(corpora, "train", held_out["train"])
-        tokenizer = make_tokenizer(spec, vocab_file, partial, documents, facts["train"]["text_bytes"], tokenizer_bytes)
+        with progress("tokenizer", bar_format=CLOCK_FORMAT):
+            tokenizer = make_tokenizer(spec, vocab_file, partial, documents, facts["train"]["text_bytes"], tokenizer_bytes)
         if spec and tokenizer.vocab_size != spec["vocab_size"]:
             say(f"tokenizer: {tokenizer.vocab_size} pieces where {spec['vocab_size']} were asked for: the text gives no more")
         manifest = {
@@ -204,9 +207,9 @@ def prepare(corpora, out, spec=None, vocab_file="", shard_tokens=SHARD_TOKENS, t
         }
         for part in ("train", "val"):
             size = facts[part]["text_bytes"]
-            with tqdm(total=size, unit="B", unit_scale=True, desc=part, disable=not sys.stderr.isatty()) as progress:
+            with progress(part, size, "B") as bar:
                 documents = read_split(corpora, part, held_out[part])
-                files, account = write_split(documents, tokenizer, partial, f"{out.name}_{part}", shard_tokens, progress)
+                files, account = write_split(documents, tokenizer, partial, f"{out.name}_{part}", shard_tokens, bar)
             manifest["splits"][part] = facts[part] | account | {"files": len(files)}
             manifest["files"] += files
             share = account["tokens"] / max(account["counted_bytes"], 1)
@@ -231,7 +234,7 @@ def prepare(corpora, out, spec=None, vocab_file="", shard_tokens=SHARD_TOKENS, t
 
 def main(arguments=None):
     """Command line of this module."""
-    parser = argparse.ArgumentParser(prog="python -m trit.data.prepare", description="Turn text into a folder of token shards.")
+    parser = Parser(prog="python -m trit.data.prepare", description="Turn text into a folder of token shards.", answers=True)
     parser.add_argument("--corpus", default="pydocs", help="pydocs, a .jsonl or .jsonl.zst file, or a folder of .txt files; split by hash")
     parser.add_argument("--train", help="training corpus, where validation is a separate one")
     parser.add_argument("--val", help="validation corpus, with --train")
@@ -247,14 +250,14 @@ def main(arguments=None):
     if bool(options.train) != bool(options.val):
         parser.error("--train and --val go together; without them --corpus is split by a hash of each document")
     corpora = {"train": options.train or options.corpus, "val": options.val or options.corpus}
-    try:
-        spec = None if options.vocab_file else find_spec(options.tokenizer, options.specs)
-        prepare(corpora, options.out, spec, options.vocab_file, options.shard_tokens, options.tokenizer_bytes)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    with command(options.json, f"stopped; {options.out} is as it was") as answer:
+        try:
+            spec = None if options.vocab_file else find_spec(options.tokenizer, options.specs)
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as fault:
+            raise ValueError(f"{options.specs}: no tokenizer specs ({fault}); tokenizer_specs.json shows how they look") from None
+        manifest = prepare(corpora, options.out, spec, options.vocab_file, options.shard_tokens, options.tokenizer_bytes)
+        answer |= {"folder": options.out, **manifest}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -5,9 +5,11 @@ and touched is judged. In: a record folder and its shards. Out: a `Certificate`;
 a check failed. An unknown verdict proves nothing either way and says what to supply. The record is never changed.
 """
 
-import argparse
+import contextlib
 import functools
+import json
 import os
+import re
 import sys
 import tempfile
 import time
@@ -19,6 +21,8 @@ from trit.bundle.alone import KILLED, Job, run_jobs
 from trit.bundle.verify import BundleError, check_syntax, verify
 from trit.bundle.wrap import expand
 from trit.config_load import from_dict
+from trit.console import Parser, command, move, progress, visible
+from trit.console import say as tell
 from trit.data.byte_count import byte_table
 from trit.data.tokenizer import open_tokenizer
 from trit.eval.temperature import artifact_specs
@@ -208,7 +212,26 @@ def judge(entry, plan, session):
     return found + claim_checks(entry, texts) + contamination(entry, texts)
 
 
-def certify(entry, quick=False, tokens=0, say=print, complete=None):
+@contextlib.contextmanager
+def watched_runs(plan, entry):
+    """A function for `run_jobs` to `watch` with, which moves a bar over the tokens that the runs of a plan score; None without a bar."""
+    if not visible():
+        yield None
+        return
+    replayed, whole = len(plan.replay.tokens), plan.full_rows is not None
+    sizes = [len(entry.tokens)] * whole + [replayed] * (len(plan.jobs) - whole)
+    with progress("certify", sum(sizes), " tokens") as bar:
+
+        def watch(number, printed):
+            steps = re.findall(r"eval_step:(\d+)/(\d+)", printed)
+            share = int(steps[-1][0]) / int(steps[-1][1]) if steps else 0.0
+            bar.set_postfix_str(f"run {number + 1} of {len(sizes)}", refresh=False)
+            move(bar, sum(sizes[:number]) + int(share * sizes[number]))
+
+        yield watch
+
+
+def certify(entry, quick=False, tokens=0, say=tell, complete=None):
     """`Certificate` of an `Entry` (trit.proof.entry.read_entry). `say` gets progress lines.
 
     A build writes the record's last claims from the full run: `complete` maps (JobResult, losses or None) of it to the `Entry` to judge.
@@ -217,7 +240,8 @@ def certify(entry, quick=False, tokens=0, say=print, complete=None):
     limit = 2 * track_limits(entry.config)["eval_seconds"] or 86400
     say(f"certify: {len(plan.jobs)} runs of the counted file in one isolated process")
     with tempfile.TemporaryDirectory() as root:
-        session = run_jobs(plan.jobs, root, limit, say=lambda line: say(f"certify: {line}"))
+        with watched_runs(plan, entry) as watch:
+            session = run_jobs(plan.jobs, root, limit, say=lambda line: say(f"certify: {line}"), watch=watch)
         first = session.results[0]
         scores = read_scores(first, entry.vocab_size)
         losses = scores and scores.losses
@@ -237,31 +261,21 @@ def certify(entry, quick=False, tokens=0, say=print, complete=None):
 
 def main(arguments=None):
     """Command line: 0 where nothing failed, 1 where a check failed, 2 where the record cannot be judged."""
-    parser = argparse.ArgumentParser(prog="python -m trit.eval.certify", description="Judge a finished record as a stranger would.")
+    description = "Judge a finished record as a stranger would."
+    parser = Parser(prog="python -m trit.eval.certify", description=description, answers=True)
     parser.add_argument("record", help="record folder, for example records/<track>/<date>_<name>")
     parser.add_argument("--data", help="folder of the validation shards; by default the one the record names")
     parser.add_argument("--train-data", help="folder of the training shards; by default that of the validation shards")
     parser.add_argument("--tokens", type=int, default=0, help="tokens of the replayed text; by default three learning chunks")
     parser.add_argument("--quick", action="store_true", help="fewer replays and no run on the whole text")
-    parser.add_argument("--json", help="also write the certificate to this file")
     options = parser.parse_args(arguments)
-    try:
-        certificate = certify(read_entry(options.record, options.data, options.train_data), options.quick, options.tokens, say=tell)
-    except (ValueError, OSError, BundleError) as fault:
-        print(f"error: {fault}", file=sys.stderr)
-        return 2
-    for item in certificate.checks:
-        print(f"{item.verdict:8}{item.name}: {item.evidence}")
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            file.write(certificate_json(certificate.checks, certificate.made_by))
-    print(verdict_line(certificate.checks))
+    with command(options.json, "stopped; nothing was judged, and the record is as it was", code=2) as answer:
+        certificate = certify(read_entry(options.record, options.data, options.train_data), options.quick, options.tokens)
+        for item in certificate.checks:
+            print(f"{item.verdict:8}{item.name}: {item.evidence}")
+        print(verdict_line(certificate.checks))
+        answer |= {"record": options.record, **json.loads(certificate_json(certificate.checks, certificate.made_by))}
     return 1 if verdict_counts(certificate.checks)["fail"] else 0
-
-
-def tell(line):
-    """Progress, at once."""
-    print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from trit.console import counted
 from trit.data.shards import HEADER_BYTES, shard_length
 from trit.data.token_ids import BOS_ID
 
@@ -153,7 +154,8 @@ def shared_documents(train_paths, val_paths, piece_tokens=PIECE_TOKENS):
     groups, validation = group_documents(hasher, val)
     keys = np.array(sorted(groups), np.uint64)
     training, copies, found = 0, 0, {}
-    for starts, lengths, hashes in hasher.documents(train):
+    pieces = hasher.documents(train)
+    for starts, lengths, hashes in counted(pieces, "comparing documents", -(-train.length // piece_tokens), " pieces"):
         known = keys[np.minimum(np.searchsorted(keys, hashes), len(keys) - 1)] == hashes if len(keys) else np.zeros(len(hashes), bool)
         for i in np.flatnonzero(known & (lengths > 0)).tolist():
             start, length = int(starts[i]), int(lengths[i])

@@ -53,11 +53,14 @@ class Entry(NamedTuple):
 def read_json(path):
     """A JSON object of a record; ValueError says what is wrong with the file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path}: missing; a record folder holds it (build_submission.py writes one)") from None
     except ValueError as fault:
         raise ValueError(f"{path}: not JSON ({fault})") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: not a JSON object; build the record again with build_submission.py")
+    return found
 
 
 def read_text(folder, *patterns):
@@ -87,6 +90,8 @@ def read_entry(folder, data=None, training=None):
         if not (folder / name).is_file():
             raise ValueError(f"{folder}: no {name}, so this is no record; give a folder such as records/<track>/<date>_<name>")
     config, submission = read_json(folder / "config.json"), read_json(folder / "submission.json")
+    if absent := [name for name in ("model", "eval", "track") if not isinstance(config.get(name), dict)]:
+        raise ValueError(f"{folder}/config.json: no settings of {', '.join(absent)}; build the record again with build_submission.py")
     place = find_data(folder, submission, data)
     shards = shard_files(str(place), "val")
     tokens = np.concatenate([read_shard(path, config["model"]["vocab_size"]) for path in shards])

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from trit.console import counted
+
 BLOCK_PLACES = 1 << 17
 EXTEND_SYMBOLS = 1 << 14
 BASE = 0x9E3779B97F4A7C15
@@ -229,7 +231,7 @@ def text_runs(views, val_tokens, val_text, vocab_size, text_run=64, token_run=24
     kinds, found = {name: encodings(data, vocab_size) for name, data in arrays.items()}, {name: [] for name in views}
     for reference, (symbols, shortest) in references.items():
         windows = Windows(symbols, shortest, distinct, values)
-        for name, data in arrays.items():
+        for name, data in counted(arrays.items(), f"searching for {reference}", len(arrays), " views"):
             for kind in kinds[name] if len(windows.hashes) else []:
                 if kind.reference == reference:
                     hits = search(kind, data, windows, values, limit)

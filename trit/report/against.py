@@ -4,11 +4,10 @@ The rules ask for 0.005 nats a token at p < 0.01; practice has asked for less. S
 one-sided Welch test over the seeds (contest.md 1.1). Two record folders, this project's or anybody's.
 """
 
-import argparse
 import math
-import sys
 from typing import NamedTuple
 
+from trit.console import Parser, command
 from trit.report.public import read_public
 from trit.report.statistics import mean_and_deviation
 
@@ -69,12 +68,12 @@ def nats(record, ratio):
 
 
 def comparison(record, other):
-    """Lines that compare two `PublicRecord`s."""
-    lines, ratios = [], [nats_of_a_bit(record), nats_of_a_bit(other)]
+    """(lines that compare two `PublicRecord`s, their facts for programs)."""
+    notes, lines, facts, ratios = [], [], {}, [nats_of_a_bit(record), nats_of_a_bit(other)]
     for place, one in enumerate((record, other)):
         if math.isnan(ratios[place]):
             ratios[place] = ratios[1 - place]
-            lines.append(f"{one.name} names no val_loss: its bits per byte are read as if it counted tokens as the other record does")
+            notes.append(f"{one.name} names no val_loss: its bits per byte are read as if it counted tokens as the other record does")
     if math.isnan(ratios[0]):
         raise ValueError(
             "neither record names val_loss and val_bpb together, and the rule is in nats a token; add val_loss to submission.json"
@@ -82,33 +81,36 @@ def comparison(record, other):
     ours, theirs = nats(record, ratios[0]), nats(other, ratios[1])
     for name, found, one in (("this", ours, record), ("other", theirs, other)):
         mean, deviation = mean_and_deviation(found)
+        facts[name] = {"name": one.name, "loss": mean, "loss_std": deviation, "bpb": one.bpb, "seeds": len(found), "doubts": one.doubts}
         spread = "" if math.isnan(deviation) else f" +- {deviation:.5f}"
         lines.append(f"{name:<6}{mean:.5f}{spread} nats a token, {one.bpb:.5f} bits per byte, {len(found)} seeds: {one.name}")
     if abs(ratios[0] / ratios[1] - 1) > 1e-3:
-        lines.append(
+        notes.append(
             "the two count tokens differently: nats a token do not compare, bits per byte are compared instead, in nats of this one"
         )
         theirs = [loss * ratios[0] / ratios[1] for loss in theirs]
-    for reading in readings(ours, theirs):
+    lines, facts = [*notes, *lines], facts | {"notes": notes, "readings": readings(ours, theirs)}
+    for reading in facts["readings"]:
         verdict = {True: "holds", False: "does not hold", None: "unknown: it needs two seeds or more that differ"}[reading.holds]
         p = "-" if math.isnan(reading.p) else f"{reading.p:.4g}"
         lines.append(
             f"{reading.name}: {verdict} (beyond the margin by {reading.beyond:+.5f} nats, {reading.beyond / ratios[0]:+.5f} bits per byte; p {p})"
         )
     lines += [f"doubt about {one.name}: {doubt}" for one in (record, other) for doubt in one.doubts]
-    return lines
+    return lines, facts
 
 
 def main(arguments=None):
     """Command line of this module."""
-    parser = argparse.ArgumentParser(prog="python -m trit.report.against", description="Readings of the rule that a record beats another.")
+    description = "Readings of the rule that a record beats another."
+    parser = Parser(prog="python -m trit.report.against", description=description, answers=True)
     parser.add_argument("record")
     parser.add_argument("other", help="the record to beat")
     options = parser.parse_args(arguments)
-    try:
-        print("\n".join(comparison(read_public(options.record), read_public(options.other))))
-    except ValueError as fault:
-        sys.exit(f"error: {fault}")
+    with command(options.json) as answer:
+        lines, facts = comparison(read_public(options.record), read_public(options.other))
+        print("\n".join(lines))
+        answer |= facts
 
 
 if __name__ == "__main__":

@@ -5,9 +5,7 @@ file bundled again, and the difference shown. Needs no data and no training. Siz
 instant; mixing makes them about a tenth smaller.
 """
 
-import argparse
 import ast
-import sys
 
 import brotli
 
@@ -15,6 +13,7 @@ from trit.bundle.bundle import bundle, byte_report, shaken_text
 from trit.bundle.emit import minify_once
 from trit.bundle.messages import number_messages
 from trit.config_load import load, with_overrides
+from trit.console import Parser, command, counted
 
 # What switches each feature on, and off.
 FEATURES = {
@@ -49,7 +48,7 @@ def quick_size(config):
 def feature_rows(config):
     """[(feature, "on" or "off", bytes it costs, or would cost)], dearest first. What the configuration forbids is left out."""
     base, rows = quick_size(config), []
-    for name, (on, off) in FEATURES.items():
+    for name, (on, off) in counted(FEATURES.items(), "features", len(FEATURES), " builds"):
         try:
             is_on = with_overrides(config, off) != config
             other = quick_size(with_overrides(config, off if is_on else on))
@@ -59,27 +58,33 @@ def feature_rows(config):
     return sorted(rows, key=lambda row: (-row[2], row[0]))
 
 
-def report_lines(config, codecs=("brotli", "mixing")):
-    """The whole report as lines of text."""
+def report(config, codecs=("brotli", "mixing")):
+    """(the whole report as lines of text, its facts for programs)."""
     built = bundle(config, codecs=codecs)
+    features, definitions = feature_rows(config), byte_report(built)
     lines = [f"counted file: {len(built.wrapped)} bytes, of {built.sizes['source']} of shortened text", "", "bytes by feature"]
-    for name, state, size in feature_rows(config):
+    for name, state, size in features:
         lines.append(f"{size:7}  {name}" + ("" if state == "on" else " (off; this is what it would cost)"))
-    lines += ["", "bytes by definition"]
-    return lines + [f"{size:7}  {name}" for name, size in byte_report(built)]
+    lines += ["", "bytes by definition", *(f"{size:7}  {name}" for name, size in definitions)]
+    facts = {
+        "counted_file": len(built.wrapped),
+        "shortened_text": built.sizes["source"],
+        "features": [{"name": name, "state": state, "bytes": size} for name, state, size in features],
+        "definitions": [{"name": name, "bytes": size} for name, size in definitions],
+    }
+    return lines, facts
 
 
 def main(arguments=None):
     """Command line of this module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m trit.report.code_bytes", description=__doc__, answers=True)
     parser.add_argument("config", help="preset, for example configs/ternary_10x768.toml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that differ from the preset's")
     options = parser.parse_args(arguments)
-    try:
-        config = load(options.config, None, options.overrides)[0]
-    except ValueError as fault:
-        sys.exit(f"error: {fault}")
-    print("\n".join(report_lines(config)))
+    with command(options.json) as answer:
+        lines, facts = report(load(options.config, None, options.overrides)[0])
+        print("\n".join(lines))
+        answer |= facts
 
 
 if __name__ == "__main__":

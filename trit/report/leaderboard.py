@@ -4,12 +4,11 @@ In: record folders, this project's or the contest's (trit/report/public.py). Not
 own files contradict stands beside its score.
 """
 
-import argparse
 import json
 import math
-import sys
 from pathlib import Path
 
+from trit.console import Parser, command
 from trit.report.public import read_public
 from trit.report.record import table
 from trit.report.statistics import mean_and_deviation
@@ -83,13 +82,12 @@ def write_leaderboard(root):
 
 def main(arguments=None):
     """Command line of this module."""
-    parser = argparse.ArgumentParser(prog="python -m trit.report.leaderboard", description="Write the leaderboard of a records folder.")
+    parser = Parser(prog="python -m trit.report.leaderboard", description="Write the leaderboard of a records folder.", answers=True)
     parser.add_argument("records", nargs="?", default="records")
     options = parser.parse_args(arguments)
-    try:
-        print(write_leaderboard(options.records))
-    except ValueError as fault:
-        sys.exit(f"error: {fault}")
+    with command(options.json) as answer:
+        answer["file"] = write_leaderboard(options.records)
+        print(answer["file"])
 
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@ Folders of the contest hold a submission.json of any of some hundred key sets, l
 Nothing is run.
 """
 
-import argparse
 import json
 import math
 import re
-import sys
 from pathlib import Path
 from typing import NamedTuple
+
+from trit.console import Parser, command, counted
 
 CAP_BYTES = 16_000_000
 SAME_BPB = 6e-4  # claims are rounded to three decimals at worst
@@ -224,22 +224,18 @@ def logged_seed(logs):
 
 def main(arguments=None):
     """Command line of this module."""
-    parser = argparse.ArgumentParser(prog="python -m trit.report.public", description="What record folders claim, and what contradicts it.")
+    description = "What record folders claim, and what contradicts it."
+    parser = Parser(prog="python -m trit.report.public", description=description, answers=True)
     parser.add_argument("folders", nargs="+")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
     options = parser.parse_args(arguments)
-    try:
-        records = [read_public(folder) for folder in options.folders]
-    except ValueError as fault:
-        sys.exit(f"error: {fault}")
-    for record in records:
-        if options.json:
-            print(json.dumps(record._asdict() | {"seeds": [seed._asdict() for seed in record.seeds]}))
-            continue
-        known = ", ".join(f"{seed.seed}: {seed.bpb:.4f}" for seed in record.seeds)
-        print(f"{record.date} {record.name}: {record.bpb:.4f} bits per byte, {record.bytes_total:,} bytes ({known or 'no seeds'})")
-        for doubt in record.doubts:
-            print(f"  doubt: {doubt}")
+    with command(options.json) as answer:
+        records = [read_public(folder) for folder in counted(options.folders, "reading", len(options.folders), " records")]
+        for record in records:
+            known = ", ".join(f"{seed.seed}: {seed.bpb:.4f}" for seed in record.seeds)
+            print(f"{record.date} {record.name}: {record.bpb:.4f} bits per byte, {record.bytes_total:,} bytes ({known or 'no seeds'})")
+            for doubt in record.doubts:
+                print(f"  doubt: {doubt}")
+        answer["records"] = records
 
 
 if __name__ == "__main__":

@@ -4,18 +4,17 @@ In: finished records of one configuration and one counted file, each of its own 
 artifact is the largest of theirs, certified as it stands. Mixed settings, a seed twice and too few of them are refused.
 """
 
-import argparse
-import json
 import statistics
-import sys
 from pathlib import Path
 
 import numpy as np
 
 from trit.config_load import from_dict
+from trit.console import Parser, command
+from trit.console import say as tell
 from trit.eval.certify import certify
 from trit.proof.claims import RECORD_SEEDS, RECORD_TRACKS
-from trit.proof.entry import read_entry
+from trit.proof.entry import read_entry, read_json
 from trit.report import record
 from trit.report.leaderboard import write_leaderboard
 
@@ -68,7 +67,7 @@ def merged(entries, name):
     return shipped, found | {key: max(one[key] for one in said) for key in LARGEST}
 
 
-def merge(folders, root, name, data=None, say=print):
+def merge(folders, root, name, data=None, say=tell):
     """(folder of the merged record or None where a check failed, its checks). ValueError where the records do not belong together."""
     entries = [read_entry(folder, data) for folder in folders]
     check_alike(entries)
@@ -84,24 +83,24 @@ def merge(folders, root, name, data=None, say=print):
 
 def main(arguments=None):
     """Command line of this module: the merged record's folder is the last line."""
-    parser = argparse.ArgumentParser(prog="python -m trit.report.seeds", description="Merge records of several seeds into one.")
+    parser = Parser(prog="python -m trit.report.seeds", description="Merge records of several seeds into one.", answers=True)
     parser.add_argument("folders", nargs="+", metavar="RECORD")
     parser.add_argument("--name", help="name of the merged record; that of the first with its seeds' number by default")
     parser.add_argument("--records", default="records", help="where it is filed")
     parser.add_argument("--data", help="folder of the validation shards; by default the one the records name")
     options = parser.parse_args(arguments)
-    try:
-        first = json.loads((Path(options.folders[0]) / "submission.json").read_text())["name"]
+    with command(options.json, "stopped; nothing was filed") as answer:
+        first = read_json(Path(options.folders[0]) / "submission.json").get("name") or Path(options.folders[0]).name
         name = options.name or f"{first}_{len(options.folders)}_seeds"
-        folder, found = merge(options.folders, options.records, name, options.data, say=lambda line: print(line, flush=True))
-    except (ValueError, OSError, KeyError) as fault:
-        sys.exit(f"error: {fault}")
-    failed = [item for item in found if item.verdict == "fail"]
-    if failed:
-        sys.exit("error: nothing was filed: " + "; ".join(f"{item.name}: {item.evidence}" for item in failed))
-    print(record.verdict_line(found))
-    write_leaderboard(options.records)
-    print(folder)
+        folder, found = merge(options.folders, options.records, name, options.data)
+        answer |= {"folder": folder, "summary": record.verdict_counts(found), "checks": found}
+        failed = [item for item in found if item.verdict == "fail"]
+        if failed:
+            raise ValueError("nothing was filed: " + "; ".join(f"{item.name}: {item.evidence}" for item in failed))
+        print(record.verdict_line(found))
+        write_leaderboard(options.records)
+        print(folder)
+        answer["submission"] = read_json(folder / "submission.json")
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ cancels it, and a command that was killed or hung up finds its jobs again); `ray
 repository and the data, FOLDER need not be shared).
 """
 
-import argparse
-import json
 import sys
 from pathlib import Path
 
+from trit.console import Parser, command
 from trit.data.files import atomic_write
+from trit.report.page.study import read_results, study_page
 from trit.study.engines import make_engine
 from trit.study.live import display
 from trit.study.plan import read_study
@@ -36,7 +36,7 @@ def run(study, out, options, lines):
 
 def main():
     """Command line of this module: exit 1 where a training failed."""
-    parser = argparse.ArgumentParser(prog="python -m trit.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m trit.study", description=__doc__, answers=True)
     parser.add_argument("study", help="TOML file of variants")
     parser.add_argument("--out", help="folder of the results")
     parser.add_argument("--on", choices=("local", "slurm", "ray"), default="local", help="where the trainings run")
@@ -48,25 +48,22 @@ def main():
     parser.add_argument("--root", help="folder of this repository on ray's machines, where it is another than here")
     parser.add_argument("--only", nargs="*", metavar="NAME", help="variants to run")
     parser.add_argument("--table", action="store_true", help="print what is there and run nothing")
-    parser.add_argument("--json", action="store_true", help="print records instead of a table")
     parser.add_argument("--plot", metavar="FILE", help="draw the variants against the first one (.png or .svg)")
+    parser.add_argument("--report", metavar="FILE", help="write the page of python -m trit.report.page, an HTML file that stands alone")
     options = parser.parse_args()
-    try:
+    with command(options.json, "stopped; the same command goes on from here", also=RuntimeError) as answer:
         study = read_study(options.study)
         out = Path(options.out or f"runs/{study.name}")
         # What programs read on standard output stays theirs.
         failed = [] if options.table else run(study, out, options, sys.stderr if options.json else sys.stdout)
         records = records_of(study, out)
-        if options.json:
-            print(json.dumps(records, indent=1))
-        elif study.score:
+        answer |= {"study": study.name, "folder": out, "records": records, "failed": failed}
+        if study.score:
             print(table(study, records))
         if options.plot:
             draw(study, records, options.plot)
-    except (ValueError, ImportError, OSError, RuntimeError) as fault:
-        sys.exit(f"error: {fault}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on from here")
+        if options.report:
+            atomic_write(options.report, study_page(read_results(out)).encode())
     for folder in failed:
         print(f"failed: {folder}, see {folder}/train.log", file=sys.stderr)
     sys.exit(1 if failed else 0)

@@ -9,8 +9,7 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from tqdm import tqdm
-
+from trit.console import counted, progress
 from trit.study.engines import Local
 from trit.study.files import BUSY, read_json, write_json
 from trit.study.fill import filled
@@ -77,7 +76,7 @@ def measure_paces(study, out, engine, first, paced):
             (folder / "ratio.json").unlink(missing_ok=True)
             write_json(folder / "pace.json", said)
         folders[folder] = variant
-    with tqdm(total=len(folders), desc="paces", unit="variant", disable=None if folders else True) as bar:
+    with progress("paces", len(folders), " variants") as bar:
 
         def ended(folder, training):
             ratio = read_json(folder / "ratio.json")
@@ -96,7 +95,7 @@ def make_plans(study, out, engine, missing):
     first = filled(study, study.variants[0])[0] if study.steps and missing else None
     with ThreadPoolExecutor(min(engine.slots, os.cpu_count() or 1)) as pool:
         sizes = {variant: pool.submit(filled, study, variant) for variant, _ in missing}
-        sizes = {variant: size.result() for variant, size in tqdm(sizes.items(), "sizes", unit="variant", disable=None)}
+        sizes = {variant: size.result() for variant, size in counted(sizes.items(), "sizes", len(sizes), " variants")}
     paced = [(variant, sizes[variant][0]) for variant, _ in missing if first and sizes[variant][0] != first]
     paces = measure_paces(study, out, engine, first, paced)
     for variant, said in missing:

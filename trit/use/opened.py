@@ -44,7 +44,10 @@ def open_artifact(folder, library="torch"):
     for name in ("config.json", "artifact.trit"):
         if not (folder / name).is_file():
             raise ValueError(f"{folder}: no {name}; give a record's folder, which build_submission.py prints last")
-    config = from_dict(json.loads((folder / "config.json").read_text()))
+    try:
+        config = from_dict(json.loads((folder / "config.json").read_text()))
+    except (ValueError, KeyError, TypeError, AttributeError) as fault:
+        raise ValueError(f"{folder}/config.json: not a record's settings ({fault}); give another record's folder") from None
     arch, (_, ops, backend) = load_arch(config.model.name), load_library(library)
     data = (folder / "artifact.trit").read_bytes()
     weights = load_artifact(ops, arch, config, data)
