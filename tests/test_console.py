@@ -22,7 +22,7 @@ from model_fixtures import random_arrays, tiny_config
 from record_fixtures import ROOT, TINY
 
 import build_submission
-from trit import console, watch
+from trit import bars, console
 from trit.compress import allocate
 from trit.data import prepare
 from trit.eval import certify
@@ -65,7 +65,7 @@ def shown(monkeypatch):
     stream = io.StringIO()
     with monkeypatch.context() as patch:
         patch.setattr(console, "visible", lambda: True)
-        patch.setattr(watch, "visible", lambda: True)
+        patch.setattr(bars, "visible", lambda: True)
         patch.setattr(sys, "stderr", stream)
         yield stream
 
@@ -136,16 +136,16 @@ def test_numbers_are_the_same_under_a_bar(shard_folder, monkeypatch):
         cfg = tiny_config("unet", **settings, **more)
         arch, process, log = load_arch("unet"), torch_backend.start_process(), Log(rank=1)
         specs, found = artifact_specs(arch, cfg), {}
-        for bars in (False, True):
-            with shown(monkeypatch) if bars else contextlib.nullcontext() as stream:
+        for barred in (False, True):
+            with shown(monkeypatch) if barred else contextlib.nullcontext() as stream:
                 arrays = random_arrays(specs)
-                with watch.compressing(torch_backend, cfg, specs) as library:
-                    assert (library is torch_backend) != bars
+                with bars.compressing(torch_backend, cfg, specs) as library:
+                    assert (library is torch_backend) != barred
                     calibration = find_calibration(torch_ops, library, arch, cfg, process, arrays, shard_folder, log)
                     _, packed = compressed(torch_ops, library, arch, cfg, process, arrays, calibration, shard_folder, log)
-                with watch.scoring(torch_backend, cfg, 699) as library:
+                with bars.scoring(torch_backend, cfg, 699) as library:
                     score, losses = score_arrays(torch_ops, library, arch, cfg, process, arrays, shard_folder, "byte260", log)
-                found[bars] = packed, score, losses.tobytes()
+                found[barred] = packed, score, losses.tobytes()
         assert found[True] == found[False] and score.tokens > 0
         written = stream.getvalue()
         stages = ("calibration", "temperature", "storages", "measuring") if more else ("calibration", "temperature", "packing")
@@ -155,7 +155,7 @@ def test_numbers_are_the_same_under_a_bar(shard_folder, monkeypatch):
 def test_a_share_follows_the_clock_where_that_ends_the_run(monkeypatch):
     cfg = tiny_config("unet", iterations=1000, max_wallclock_seconds=100)
     backend = torch_backend.Backend(lambda *given: lambda: (1.5, 0.1), lambda seconds: seconds, None, None, None, 0, 1)
-    with shown(monkeypatch) as stream, watch.training(backend, cfg) as watched:
+    with shown(monkeypatch) as stream, bars.training(backend, cfg) as watched:
         inputs = np.zeros((2, 4), np.int32)
         assert watched.step(inputs, inputs, 1.0, True, False)() == (1.5, 0.1)  # the warm-up does not count
         for seconds in (0.0, 25.0):
@@ -165,7 +165,7 @@ def test_a_share_follows_the_clock_where_that_ends_the_run(monkeypatch):
         time.sleep(1.2)  # its clock ticks while nothing moves
     written = stream.getvalue()
     assert " 50%|" in written and "step 2, loss 1.5000" in written and "warming up" in written
-    with watch.training(backend, cfg) as watched:
+    with bars.training(backend, cfg) as watched:
         assert watched is backend
 
 

@@ -102,8 +102,8 @@ def test_numbers_are_those_of_the_files(page, made):
     assert sum(row.size for row in rows) == len(packed)
     for row in rows:
         assert f"{row.name}{row.category}{row.count:,}{row.size:,}" in text
-    for name, _, size in artifact.code_rows(folder, "torch"):
-        assert f"{name}: {size:,} bytes" in text
+    for name, home, size in artifact.code_rows(folder, "torch"):
+        assert f"{name}{home or '-'}{size:,}" in text
     for step, seconds, loss, _ in reading.curves(folder)[0].steps:
         assert f"{step}{seconds:.1f}{loss:.4f}" in text
     assert text.index("moved by 1 nat") < text.index("fits")
