@@ -30,8 +30,8 @@ GRID = FLAG_SETS | {
     "eight_bits": {"fp8": "true", "bitnet_group_size": 64, "attention_kernel": "flash", "compute_dtype": "bfloat16"},
     "compiled": {"compile": "true", "yarn_max_len": 32, "eval_stride": 32},
 }
-# A file run alone takes a quarter of a minute. The fast suite takes everything at once on every architecture, the rest on one.
-FAST = ["odd_all", "all"], [("integers", "unet"), ("one_pass_all", "hybrid")]
+# A file run alone takes a quarter of a minute. The fast suite takes training's flags at once on every architecture, the rest on one.
+FAST = ["odd_all"], [("integers", "unet"), ("one_pass_all", "hybrid"), ("all", "skc")]
 
 
 def marked(sets):

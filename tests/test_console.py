@@ -321,7 +321,11 @@ with command(False, "stopped; nothing was lost"), progress("work", 10) as bar:
 
 
 def test_ctrl_c_is_one_line_and_takes_the_bar_away():
-    with subprocess.Popen([sys.executable, "-c", SLOW], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # A suite that runs in the background of a shell has Ctrl-C ignored, and so would its children.
+    listening = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n" + SLOW
+    with subprocess.Popen(
+        [sys.executable, "-c", listening], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == console.INTERRUPTED and process.stderr.read() == "\nstopped; nothing was lost\n"

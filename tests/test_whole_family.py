@@ -26,10 +26,10 @@ PARTS = {
     "moving": ("unet", "torch", {"seq_schedule": "8:0.3,16:0.6", "batch_schedule": "128:0.5", "noise": 0.1, "drop_path": 0.1}),
     "moving_mlx": ("hybrid", "mlx to torch", {"seq_schedule": "8:0.3", "noise": 0.1, "drop_path": 0.1, "ema_decay": 0.8}),
 }
-FAST = ("skc_mlx",)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in PARTS])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PARTS)
 def test_a_record_of_every_part(name, data, tmp_path):
     arch, libraries, settings = PARTS[name]
     trainer, _, builder = libraries.partition(" to ")

@@ -15,8 +15,6 @@ import os
 import sys
 import threading
 
-from tqdm import tqdm
-
 INTERRUPTED = 130
 MARGIN = 3  # columns
 CLOCK_FORMAT = "{desc}: [{elapsed}]"  # of work that cannot say how far it is
@@ -108,9 +106,16 @@ def plain(value):
     return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
+def bar_class():
+    """tqdm, imported when it is needed: what checks a counted file also runs under Pythons that have no packages."""
+    from tqdm import tqdm
+
+    return tqdm
+
+
 def say(text="", file=None):
     """A line for people on `file` (stdout by default), above the bars, at once."""
-    with tqdm.external_write_mode(file=file or sys.stdout):
+    with bar_class().external_write_mode(file=file or sys.stdout):
         print(text, file=file or sys.stdout, flush=True)
 
 
@@ -119,7 +124,7 @@ def above_bars(log):
     write = log.line
 
     def line(text):
-        with tqdm.external_write_mode(file=sys.stdout):
+        with bar_class().external_write_mode(file=sys.stdout):
             write(text)
 
     log.line = line
@@ -137,7 +142,7 @@ def progress(what, total=None, unit="it", **named):
     while nothing moves."""
     scaled = total is None or total >= 1000  # 1.2k characters/s, but 3 runs/s
     named = {"unit_scale": scaled, "unit": unit if scaled else unit.strip(), "dynamic_ncols": True, "leave": False} | named
-    bar, ended = tqdm(desc=what, total=total, disable=not visible(), **named), threading.Event()
+    bar, ended = bar_class()(desc=what, total=total, disable=not visible(), **named), threading.Event()
 
     def tick():
         while not ended.wait(1.0):
