@@ -9,12 +9,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from model_fixtures import BACKENDS, logits_of, random_arrays, random_tokens, start, tiny_config
+from model_fixtures import BACKENDS, largest_difference, logits_of, random_arrays, random_tokens, start, tiny_config
 from test_certify import prefix_replay
 from test_models import future_reach
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from trit.config_load import load
+from trit.data.loader import open_loader, validation_tokens
+from trit.data.prepare import prepare
 from trit.data.token_ids import BOS_ID
+from trit.data.tokenizer import find_spec
 from trit.eval.score import score_tokens
 from trit.eval.temperature import model_logits
 from trit.layers.complex_ssm import complex_ssm_layer, complex_ssm_tables, first_horizons, first_rates, mode_rates
@@ -23,6 +27,8 @@ from trit.layers.spinor import spinor_basis, spinor_gate
 from trit.layers.transport import sinkhorn, sparse_rows, transport_cost, transport_epsilon, transport_plan
 from trit.models import sem
 from trit.ops import torch_ops
+from trit.params import parameter_count
+from trit.train.schedule import learning_rate_factor
 
 NAME = "sem"
 SIDE = BACKENDS["torch"]
@@ -396,6 +402,41 @@ def test_states_stay_bounded_over_texts_four_times_as_long(monkeypatch):
     assert tokens.shape[1] == 4 * 32 and max(float(states.abs().max()) for states in seen) < 10 * usual
 
 
+@pytest.mark.parametrize("preset,millions", [("sem_2m", 2.19), ("sem_byte", 0.99)])
+def test_presets_have_the_size_of_their_specification(preset, millions):
+    cfg, _, _ = load(f"configs/{preset}.toml", {}, [])
+    assert round(parameter_count(sem.param_specs(cfg)) / 1e6, 2) == millions
+
+
+def bigram_loss(train, held, size):
+    """Nats a token of a table of bigrams counted on `train`, one added to every count."""
+    counts = np.ones((size, size))
+    np.add.at(counts, (train[:-1], train[1:]), 1)
+    return -np.log((counts / counts.sum(1, keepdims=True))[held[:-1], held[1:]]).mean()
+
+
+@pytest.mark.slow
+def test_bytes_are_learned_beyond_a_bigram_table(tmp_path):
+    """A14: the byte preset on the embedded text, 300 steps of eight windows, all rates 3e-3 and weights as they are."""
+    data = tmp_path / "pydocs"
+    prepare({"train": "pydocs", "val": "pydocs"}, str(data), find_spec("byte260"), say=lambda *_: None)
+    few = ["train.iterations=300", "train.max_wallclock_seconds=0", "train.matrix_lr=0.003", "quant.full_precision_fraction=0.99"]
+    cfg, _, _ = load("configs/sem_byte.toml", {}, [*few, f"data_path={data}"])
+    trained, loader, losses = start(cfg), open_loader(cfg, str(data), 1, 0, 1, 0), []
+    for step in range(300):
+        rows = loader.next_batch()
+        losses.append(trained.step(*rows, learning_rate_factor(cfg, step / 300), False, False)()[0])
+    loader.close()
+    held = validation_tokens(cfg, str(data))[: 64 * 256 + 1].astype(np.int64)
+    side, rows = SIDE, held[: 64 * 256].reshape(64, 256)
+    model = side.module.evaluator(side.ops, sem, cfg, trained.export(), side.module.Process(0, 1, "cpu"))
+    found = np.mean([model.losses(rows[i : i + 8], held[1:].reshape(64, 256)[i : i + 8]).mean() for i in range(0, 64, 8)])
+    text = np.concatenate([np.fromfile(path, np.uint16)[512:] for path in sorted(data.glob("*train*.bin"))]).astype(np.int64)
+    means = [np.mean(losses[end - 20 : end]) for end in (20, 100, 200)]
+    assert np.isfinite(losses).all() and means[0] > means[1] > means[2], means
+    assert found < bigram_loss(text, held, 260), (found, bigram_loss(text, held, 260))
+
+
 UNKNOWN = [
     ({"code_support": 32}, "arch.code_support=32 must be 1 to 31"),
     ({"spinor_block": 5}, "arch.spinor_block=5 does not divide"),
@@ -410,6 +451,49 @@ UNKNOWN = [
 def test_settings_that_cannot_be_are_one_clear_error(settings, message):
     with pytest.raises(ValueError, match=message):
         tiny_config(NAME, **settings)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_buffers_are_made_once_a_step_and_belong_to_a_checkpoint(backend):
+    """The warm potential holds the columns in training (A8); a run resumed from a checkpoint goes on bit for bit; a plan from the weights
+    alone, as evaluation has it, gives the loss of the step that found it from the step before."""
+    cfg = tiny_config(NAME, grad_accum_steps=2, cayley_solver="cg")
+    trained = start(cfg, backend)
+    batches = [random_tokens(cfg, 4, 33, seed) for seed in range(8)]
+    assert not [name for name in trained.state() if name.startswith("derived/")]
+    for rows in batches[:5]:
+        trained.step(rows[:, :-1], rows[:, 1:], 1.0, False, False)()
+    state = trained.state()
+    assert sorted(name for name in state if name.startswith("derived/")) == [
+        "derived/encoder.dual",
+        "derived/last.factor",
+        "derived/middle.factor",
+    ]
+    resumed = start(cfg, backend)
+    resumed.restore(state)
+    side, arrays = BACKENDS[backend], trained.export()
+    losses = side.module.evaluator(side.ops, sem, cfg, arrays, side.module.Process(0, 1, "cpu")).losses
+    for number, rows in enumerate(batches[5:]):
+        one, two = (each.step(rows[:, :-1], rows[:, 1:], 1.0, False, False)() for each in (trained, resumed))
+        assert one == two
+        if number == 0:
+            assert abs(one[0] - losses(rows[:, :-1], rows[:, 1:]).mean()) < 2e-3
+    assert largest_difference(trained.state(), resumed.state()) == 0
+    p = tensors(trained.export())
+    cost = transport_cost(torch_ops, p)
+    scaled = -cost / transport_epsilon(torch_ops, cfg, cost)
+    columns = torch.log_softmax(scaled + torch.from_numpy(trained.state()["derived/encoder.dual"]), 1).exp().mean(0)
+    assert (columns - 1 / 32).abs().sum() <= 0.2
+
+
+def test_head_and_gains_take_in_the_last_cayley_step():
+    """W-25: to rounding, in full precision; with the step left out and nothing taken in, another model."""
+    cfg, arrays = case()
+    bare, tokens = tiny_config(NAME, last_cayley="false"), random_tokens(cfg, 2, 33)
+    with_step, without = logits_of(cfg, arrays, tokens), logits_of(bare, arrays, tokens)
+    taken = {name: x.numpy() for name, x in sem.folded(torch_ops, tensors(arrays), cfg).items()}
+    assert taken.keys() == {spec.name for spec in sem.param_specs(bare)}
+    assert np.abs(logits_of(bare, taken, tokens) - with_step).max() < 1e-5 < 1e-2 < np.abs(without - with_step).max()
 
 
 def test_the_parts_are_where_the_settings_say():

@@ -14,6 +14,7 @@ from trit.layers.spinor import identity
 from trit.params import scalar_spec, table_spec
 from trit.setting import check_values, setting
 
+WARM_ITERATIONS = 4  # of conjugate gradients with the step before's inverse as preconditioner
 SOLVE_TOLERANCE = 1e-6  # of an iterative solve, and of a polynomial of H
 
 
@@ -169,6 +170,17 @@ def cg_iterations(step, tolerance):
     return math.ceil(math.log(2.0 / tolerance) / math.log((root + 1.0) / (root - 1.0)))
 
 
+def warm_factor(ops, p, cfg, name):
+    """Approximate inverse (D, D) of I + d^2 H^2 for the next training step: that of the step before after one Newton iteration, which
+    follows slow weights without a factorisation; an inverse if there is none."""
+    h = ops.stop_gradient(hamiltonian(ops, p, cfg, name))
+    operator = identity(ops, cfg.model.model_dim, h) + cfg.arch.cayley_step**2 * (h @ h)
+    if name + ".factor" in p:
+        factor = p[name + ".factor"]
+        return 2.0 * factor - factor @ operator @ factor
+    return ops.inverse(operator)
+
+
 def cayley_turn(ops, p, cfg, name, x):
     """x (B, T, 2 D) -> (I + i d H)^-1 (I - i d H) x. Under `name` + ".factor" `p` may hold an approximate inverse of I + d^2 H^2."""
     h, step = hamiltonian(ops, p, cfg, name), cfg.arch.cayley_step
@@ -181,7 +193,8 @@ def cayley_turn(ops, p, cfg, name, x):
     else:
         still, given = ops.stop_gradient(h), ops.stop_gradient(x)
         factor = p.get(name + ".factor")
-        rows, rounds = ops.reshape(given, (-1, cfg.model.model_dim)), cg_iterations(step, SOLVE_TOLERANCE)
+        rows = ops.reshape(given, (-1, cfg.model.model_dim))
+        rounds = cg_iterations(step, SOLVE_TOLERANCE) if factor is None else WARM_ITERATIONS
         solved = ops.reshape(conjugate_gradient(ops, rows, still, step, factor, rounds, SOLVE_TOLERANCE)[0], x.shape)
         # What is left of the equation is about 0, but it has the gradients of x and H: the polynomial carries them through the solve.
         left = x - solved - step * step * on_parts(ops, on_parts(ops, solved, h), h)

@@ -17,6 +17,7 @@ from trit.setting import check_values, setting
 
 # Makes the mean effective support exp(entropy of a row) M, whatever the scale of the costs (sem.md 1.1).
 SUPPORT_FACTOR = 0.82
+WARM_STEPS = 3
 SHARPNESS_START = 0.1  # temperature of the re-weighting at the start, and its range
 SHARPNESS_RANGE = (0.01, 1.0)
 
@@ -55,9 +56,9 @@ def check_transport(cfg):
 
 def transport_specs(cfg):
     """Embedding (V, E); its way into the cost (P, E), codebook (K, P) and the lift of rows to channels (2 D, K)."""
-    width, size, quant = cfg.model.model_dim, cfg.model.embed_dim, cfg.quant
-    embedding = ParamSpec("embed", (cfg.model.vocab_size, size), "normal", size**-0.5, "embed", rotate=quant.rotate_embedding)
-    specs = [on_grid(embedding, quant.embed_bits, quant.embed_group_size or size, quant.int_clip)]
+    width, size = cfg.model.model_dim, cfg.model.embed_dim
+    embedding = ParamSpec("embed", (cfg.model.vocab_size, size), "normal", size**-0.5, "embed", rotate=cfg.quant.rotate_embedding)
+    specs = [on_grid(embedding, cfg.quant.embed_bits, cfg.quant.embed_group_size or size, cfg.quant.int_clip)]
     if cfg.arch.encoder == "embedding":
         return specs + [matrix_spec(cfg, "encoder.imaginary", width, size, 0.3 * size**-0.5)]
     specs += [
@@ -107,6 +108,15 @@ def transport_plan(ops, p, cfg):
     else:
         dual = sinkhorn(ops, scaled, ops.zeros((cfg.arch.codes,), scaled), cfg.arch.sinkhorn_steps)
     return ops.log_softmax(cost * (-1.0 / epsilon) + ops.stop_gradient(dual))
+
+
+def warm_dual(ops, p, cfg):
+    """Dual potential (K,) for the next training step: WARM_STEPS iterations from the one in `p`, or a cold plan's if there is none."""
+    cost = ops.stop_gradient(transport_cost(ops, p))
+    scaled = cost * (-1.0 / transport_epsilon(ops, cfg, cost))
+    if "encoder.dual" in p:
+        return sinkhorn(ops, scaled, p["encoder.dual"], WARM_STEPS)
+    return sinkhorn(ops, scaled, ops.zeros((cfg.arch.codes,), scaled), cfg.arch.sinkhorn_steps)
 
 
 def sparse_rows(ops, p, cfg, rows):

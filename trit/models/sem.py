@@ -7,12 +7,21 @@ from dataclasses import dataclass
 from trit.layers.complex_ssm import ComplexSsmConfig, check_complex_ssm, complex_ssm_layer, complex_ssm_specs, complex_ssm_tables
 from trit.layers.engram import engram_layer, engram_specs
 from trit.layers.linear import project
-from trit.layers.pairs import halves, pair_norm, pair_norm_spec
-from trit.layers.propagator import PropagatorConfig, cayley_turn, check_propagator, kerr_turn, propagator_specs
-from trit.layers.transport import TransportConfig, check_transport, encoded, transport_specs
+from trit.layers.pairs import doubled, halves, pair_norm, pair_norm_spec
+from trit.layers.propagator import (
+    PropagatorConfig,
+    cayley_matrix,
+    cayley_turn,
+    check_propagator,
+    hamiltonian,
+    kerr_turn,
+    propagator_specs,
+    warm_factor,
+)
+from trit.layers.transport import TransportConfig, check_transport, encoded, transport_specs, warm_dual
 from trit.params import ParamSpec, on_grid, scalar_spec
 
-__all__ = ["ArchConfig", "check_arch", "forward", "param_specs", "readout"]
+__all__ = ["ArchConfig", "check_arch", "folded", "forward", "param_specs", "readout", "update_state"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,29 @@ def forward(ops, p, cfg, tokens):
     return x, {}
 
 
+def update_state(ops, p, cfg):
+    """What a training step shall find in its `p` beside weights, {name: array}: from the weights as the forward sees them and from what
+    the step before was given. Evaluation has none of it and finds the same from the weights alone."""
+    found = {}
+    if cfg.arch.encoder == "transport":
+        found["encoder.dual"] = warm_dual(ops, p, cfg)
+    if cfg.arch.cayley_solver == "cg":
+        if cfg.arch.propagators > 1:
+            found["middle.factor"] = warm_factor(ops, p, cfg, "middle")
+        if cfg.arch.propagators > 0 and cfg.arch.last_cayley:
+            found["last.factor"] = warm_factor(ops, p, cfg, "last")
+    return found
+
+
 def readout(ops, p, cfg, x):
     """Any positions of the stream (B, T, 2 D) -> logits (B, T, V) float32: linear in the real and imaginary parts, then the bias."""
     return ops.cast(project(ops, p, cfg, "head", pair_norm(ops, p, "final_norm", x)), "float32") + p["vocab_bias"]
+
+
+def folded(ops, p, cfg):
+    """Weights of the same model without the Cayley step behind the last layer (arch.last_cayley=false): the final norm does not see it, for
+    it keeps the norm, and gains and head take it in. For weights in full precision, before rounding begins: it mixes a head's columns."""
+    width, turn = cfg.model.model_dim, cayley_matrix(ops, hamiltonian(ops, p, cfg, "last"), cfg.arch.cayley_step)
+    gains = doubled(ops, p["final_norm"])
+    kept = {name: x for name, x in p.items() if name not in ("last.edges", "last.scales")}
+    return kept | {"head": (p["head"] * gains) @ turn, "final_norm": ops.zeros((width,), gains) + 1.0}
