@@ -105,7 +105,7 @@ CONTEXTS = {
     "arch.skc_entropy_fraction": (0.99, {"skc_entropy_weight": 1.0}),
     "arch.koopman_hadamard": ("false", {}),
     "arch.encoder": ("embedding", {"embed_dim": 32}),
-    "arch.sinkhorn_steps": (2, {}),
+    "arch.sinkhorn_rounds": (2, {}),
     "arch.propagators": (1, {}),
 }
 # By the first word of an arch setting's name.

@@ -17,7 +17,7 @@ from trit.setting import check_values, setting
 
 # Makes the mean effective support exp(entropy of a row) M, whatever the scale of the costs (sem.md 1.1).
 SUPPORT_FACTOR = 0.82
-WARM_STEPS = 3
+ROUND_STEPS = 3  # iterations between two corrections of epsilon, and of a training step
 SHARPNESS_START = 0.1  # temperature of the re-weighting at the start, and its range
 SHARPNESS_RANGE = (0.01, 1.0)
 
@@ -35,7 +35,7 @@ class TransportConfig:
         "entropy's price: from code_support, or the published rule, which ignores the scale of costs",
         choices=("support", "published"),
     )
-    sinkhorn_steps: int = setting(12, "iterations of a plan from nothing")
+    sinkhorn_rounds: int = setting(9, "rounds of three iterations of a plan from nothing")
     sparsity: str = setting(
         "soft", "rows re-weighted by themselves, cut to their code_support largest, or as they are", choices=("soft", "hard", "none")
     )
@@ -49,7 +49,7 @@ def check_transport(cfg):
     check_values(
         ("code_support", support, 0 < support < codes, f"must be 1 to {codes - 1}, below arch.codes={codes}"),
         ("cost_dim", cfg.arch.cost_dim, cfg.arch.cost_dim > 0, "must be positive"),
-        ("sinkhorn_steps", cfg.arch.sinkhorn_steps, 0 < cfg.arch.sinkhorn_steps < 30, "must be 1 to 29"),
+        ("sinkhorn_rounds", cfg.arch.sinkhorn_rounds, 0 < cfg.arch.sinkhorn_rounds < 10, "must be 1 to 9"),
         ("encoder", "embedding", not simple or cfg.model.embed_dim == width, f"takes model.embed_dim=model.model_dim={width}"),
     )
 
@@ -79,7 +79,7 @@ def transport_cost(ops, p):
 
 
 def transport_epsilon(ops, cfg, cost):
-    """Price of entropy, a scalar, for costs (V, K). What a balanced plan cannot see, means of rows and columns, does not count."""
+    """Price of entropy at first, a scalar, for costs (V, K). What a balanced plan cannot see, means of rows and columns, does not count."""
     if cfg.arch.epsilon == "published":
         return ops.zeros((), cost) + (2.0 / (cfg.model.model_dim * cfg.arch.code_support)) ** 0.5
     centred = cost - ops.mean(cost, 1, True) - ops.mean(cost, 0, True) + ops.mean(cost)
@@ -96,27 +96,39 @@ def sinkhorn(ops, scaled, dual, steps):
     return dual
 
 
-def transport_plan(ops, p, cfg):
-    """Logarithms (V, K) of the plan's rows, each of mass 1. Under "encoder.dual" `p` may hold a potential (K,) that is used as it is: a
-    training step makes it once, from that of the step before (`warm_dual`); otherwise it is found from nothing."""
-    cost = transport_cost(ops, p)
-    still = ops.stop_gradient(cost)
-    epsilon = transport_epsilon(ops, cfg, still)
-    scaled = still * (-1.0 / epsilon)
-    if "encoder.dual" in p:
-        dual = p["encoder.dual"]
-    else:
-        dual = sinkhorn(ops, scaled, ops.zeros((cfg.arch.codes,), scaled), cfg.arch.sinkhorn_steps)
-    return ops.log_softmax(cost * (-1.0 / epsilon) + ops.stop_gradient(dual))
+def settled(ops, cfg, cost, dual, epsilon, rounds):
+    """(dual potential (K,), epsilon) after so many rounds of ROUND_STEPS iterations. With epsilon from the support each begins with a Newton
+    step of ln epsilon towards the support that is asked for: training makes costs that are no longer normally distributed, and for
+    those the first guess is off by half. For normal ones the entropy falls by (sigma / epsilon)^2 / 2, which gives the slope."""
+    target, most = math.log(cfg.arch.code_support), math.log(cfg.arch.codes)
+    for _ in range(rounds):
+        if cfg.arch.epsilon == "support":
+            rows = ops.log_softmax(cost * (-1.0 / epsilon) + dual)
+            support = ops.log(ops.mean(ops.exp(-ops.sum(ops.exp(rows) * rows, -1))))
+            change = ops.exp(ops.clip((target - support) / (2.0 * ops.maximum(most - support, 0.25)), -0.5, 0.5))
+            epsilon, dual = epsilon * change, dual / change
+        dual = sinkhorn(ops, cost * (-1.0 / epsilon), dual, ROUND_STEPS)
+    return dual, epsilon
 
 
-def warm_dual(ops, p, cfg):
-    """Dual potential (K,) for the next training step: WARM_STEPS iterations from the one in `p`, or a cold plan's if there is none."""
+def transport_state(ops, p, cfg):
+    """(dual potential (K,), epsilon) of the plan that the weights in `p` make, constants for the gradient. Where `p` holds those of the
+    training step before, one round goes on from them; otherwise they are found from nothing."""
     cost = ops.stop_gradient(transport_cost(ops, p))
-    scaled = cost * (-1.0 / transport_epsilon(ops, cfg, cost))
     if "encoder.dual" in p:
-        return sinkhorn(ops, scaled, p["encoder.dual"], WARM_STEPS)
-    return sinkhorn(ops, scaled, ops.zeros((cfg.arch.codes,), scaled), cfg.arch.sinkhorn_steps)
+        return settled(ops, cfg, cost, p["encoder.dual"], p["encoder.epsilon"], 1)
+    begun = ops.zeros((cfg.arch.codes,), cost), transport_epsilon(ops, cfg, cost)
+    dual, epsilon = settled(ops, cfg, cost, begun[0], begun[1], cfg.arch.sinkhorn_rounds)
+    return ops.stop_gradient(dual), ops.stop_gradient(epsilon)
+
+
+def transport_plan(ops, p, cfg):
+    """Logarithms (V, K) of the plan's rows, each of mass 1. A training step finds the plan's state in `p`, made once for all of it."""
+    if "encoder.dual" in p:
+        dual, epsilon = p["encoder.dual"], p["encoder.epsilon"]
+    else:
+        dual, epsilon = transport_state(ops, p, cfg)
+    return ops.log_softmax(transport_cost(ops, p) * (-1.0 / epsilon) + dual)
 
 
 def sparse_rows(ops, p, cfg, rows):

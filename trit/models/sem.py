@@ -18,7 +18,7 @@ from trit.layers.propagator import (
     propagator_specs,
     warm_factor,
 )
-from trit.layers.transport import TransportConfig, check_transport, encoded, transport_specs, warm_dual
+from trit.layers.transport import TransportConfig, check_transport, encoded, transport_specs, transport_state
 from trit.params import ParamSpec, on_grid, scalar_spec
 
 __all__ = ["ArchConfig", "check_arch", "folded", "forward", "param_specs", "readout", "update_state"]
@@ -80,7 +80,8 @@ def update_state(ops, p, cfg):
     the step before was given. Evaluation has none of it and finds the same from the weights alone."""
     found = {}
     if cfg.arch.encoder == "transport":
-        found["encoder.dual"] = warm_dual(ops, p, cfg)
+        dual, epsilon = transport_state(ops, p, cfg)
+        found = {"encoder.dual": dual, "encoder.epsilon": epsilon}
     if cfg.arch.cayley_solver == "cg":
         if cfg.arch.propagators > 1:
             found["middle.factor"] = warm_factor(ops, p, cfg, "middle")
