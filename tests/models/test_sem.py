@@ -12,19 +12,16 @@ import torch
 from model_fixtures import BACKENDS, largest_difference, logits_of, random_arrays, random_tokens, start, tiny_config
 from test_certify import prefix_replay
 from test_models import future_reach
+from test_transport import entropies
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trit.config_load import load
 from trit.data.loader import open_loader, validation_tokens
 from trit.data.prepare import prepare
-from trit.data.token_ids import BOS_ID
 from trit.data.tokenizer import find_spec
 from trit.eval.score import score_tokens
 from trit.eval.temperature import model_logits
-from trit.layers.complex_ssm import complex_ssm_layer, complex_ssm_tables, first_horizons, first_rates, mode_rates
-from trit.layers.pairs import pair_norm, turned
-from trit.layers.spinor import spinor_basis, spinor_gate
-from trit.layers.transport import sinkhorn, sparse_rows, transport_cost, transport_epsilon, transport_plan, transport_state
+from trit.layers.transport import sinkhorn, sparse_rows, transport_cost, transport_epsilon, transport_plan
 from trit.models import sem
 from trit.ops import torch_ops
 from trit.params import parameter_count
@@ -46,9 +43,6 @@ def tensors(arrays):
 
 def normal(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-# Causality.
 
 
 @pytest.mark.parametrize("solver", ["direct", "cg", "chebyshev"])
@@ -130,194 +124,6 @@ def test_transport_over_positions_is_caught(monkeypatch):
             monkeypatch.setattr(sem, "encoded", leaking_encoder)
         assert (future_reach(cfg, arrays, 17) > 1e-2) == leaks
         assert prefix_replay(scores, tokens, cfg.model.vocab_size, [17, 50]).verdict == ("fail" if leaks else "pass")
-
-
-# The layer.
-
-
-def complex_of(x):
-    return x[..., : x.shape[-1] // 2].astype(np.float64) + 1j * x[..., x.shape[-1] // 2 :]
-
-
-def token_by_token(cfg, arrays, x, tokens):
-    """The layer "n" in complex128, one token after another with what a decoder would carry: the state and the last inputs of the taps."""
-    a = {name[2:]: array.astype(np.float64) for name, array in arrays.items() if name.startswith("n.")}
-    width, groups, block = cfg.model.model_dim, cfg.arch.state_groups, cfg.arch.spinor_block
-
-    def matrix(name):
-        return a[name][:, 0::2] + 1j * a[name][:, 1::2]
-
-    def softplus(z):
-        return np.logaddexp(z, 0)
-
-    def sigmoid(z):
-        return 1 / (1 + np.exp(-z))
-
-    taps, (decays, frequencies) = a["conv"][:, :width] + 1j * a["conv"][:, width:], first_rates(cfg)
-    rate, turn = softplus(a["decay"] + decays).reshape(groups, -1), (a["frequency"] + frequencies).reshape(groups, -1)
-    bases, eye = [], np.eye(block)
-    for g in a["spinor.generator"]:
-        k = (g - g.T) + 1j * (g + g.T)
-        bases.append(np.linalg.solve(eye + k / 2, eye - k / 2))
-    out = np.zeros((*x.shape[:2], width), complex)
-    for row in range(len(x)):
-        h, past = np.zeros(rate.size, complex), []
-        for t, token in enumerate(tokens[row]):
-            if token == BOS_ID and cfg.model.isolate_documents:
-                h, past = np.zeros(rate.size, complex), []
-            psi = complex_of(x[row, t])
-            past = ([psi / np.sqrt((abs(psi) ** 2).mean() + 2e-6) * a["norm"]] + past)[: len(taps)]
-            q = past[0] + sum(taps[len(taps) - 1 - lag] * earlier for lag, earlier in enumerate(past))
-            f = np.concatenate([q.real, q.imag])
-            gates = sigmoid(1.7015 * (a["spinor.gate"] @ f + a["spinor.gate_bias"]))
-            for b, basis in enumerate(bases):
-                part = slice(b * block, (b + 1) * block)
-                q[part] = basis @ (np.exp(1j * gates[b] * a["spinor.phase"][part]) * (basis.conj().T @ q[part]))
-            steps = softplus(a["step"] @ f + a["step_bias"])
-            alpha, theta = (steps[:groups, None] * rate).ravel(), (steps[groups:, None] * turn).ravel()
-            h = np.exp(-alpha + 1j * theta) * h + np.sqrt(1 - np.exp(-2 * alpha)) * (matrix("in") @ q)
-            y = matrix("read") @ h + a["through"] * q
-            y = y * (1 - np.exp(-np.exp(a["power"]) * abs(y) ** 2)) * 2 * sigmoid(a["gate"] @ f + a["gate_bias"])
-            out[row, t] = a["residual"] * (matrix("out") @ y)
-    return np.concatenate([out.real, out.imag], -1)
-
-
-@pytest.mark.parametrize("isolated", ["false", "true"])
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_layer_is_the_recurrence_token_by_token(backend, isolated):
-    """T6, T3: a decoder that carries a state and three inputs gives what the parallel form does, wherever chunks end."""
-    cfg = tiny_config(NAME, isolate_documents=isolated)
-    arrays = random_arrays([spec for spec in sem.param_specs(cfg) if spec.name.startswith("layer0.")])
-    arrays = {name.replace("layer0", "n"): array for name, array in arrays.items()}
-    x, tokens, ops = normal(2, 45, 64), random_tokens(cfg, 2, 45), BACKENDS[backend].ops
-    tokens[tokens == BOS_ID] += 1
-    tokens[:, [9, 10, 30]] = BOS_ID
-    p = {name: ops.from_numpy(array) for name, array in arrays.items()}
-    found = complex_ssm_layer(ops, p, cfg, "n", ops.from_numpy(x), complex_ssm_tables(ops, cfg, ops.from_numpy(tokens)), 0)
-    assert np.abs(ops.to_numpy(found) - token_by_token(cfg, arrays, x, tokens)).max() <= 1e-4
-
-
-@pytest.mark.parametrize("length", [256, 512, 1024, 2048])
-def test_horizons_start_where_they_are_declared(length):
-    """A10: the parameter is ln(expm1(1 / tau)) to 1e-6. The two numbers that were published for it give other horizons (W-6)."""
-    settings = {"train_seq_len": length, "train_batch_tokens": 2 * length, "yarn_max_len": length, "eval_seq_len": length}
-    ends = {"spread": (2.0, length / 3), "issue2": (length / 3, length / 3), "s_over_e": (length / math.e, length / math.e)}
-    for horizon, (first, last) in ends.items():
-        cfg = tiny_config(NAME, horizon=horizon, **settings)
-        horizons = np.array(first_horizons(cfg)).reshape(cfg.arch.state_groups, -1)
-        assert np.allclose(horizons[:, 0], first) and np.allclose(horizons[:, -1], last)
-        p = tensors({f"n.{part}": np.zeros(32, np.float32) for part in ("decay", "frequency")})
-        p |= {"n.step": torch.zeros(4, 64), "n.step_bias": torch.full((4,), 0.5413248546)}
-        tables = complex_ssm_tables(torch_ops, cfg, torch.zeros((1, 1), dtype=torch.int32))
-        assert np.abs(tables[0].double().numpy() - np.log(np.expm1(1 / horizons.ravel()))).max() <= 1e-6
-        alpha, theta = mode_rates(torch_ops, p, cfg, "n", torch.zeros(1, 1, 64), tables)
-        # The impulse response of a frozen mode has fallen by e after tau tokens.
-        assert np.allclose(alpha.double().numpy().ravel() * horizons.ravel(), 1, rtol=0.01)
-        assert (theta >= 0).all() and theta.max() < math.pi / 5
-    published = {256: (-4.55, 0.103), 2048: (-5.52, 1.006)}
-    if length in published:
-        number, apart = published[length]
-        assert abs(abs(math.log(3 / length) - number) - apart) < 1e-3
-
-
-def test_steps_in_time_start_at_one():
-    cfg = tiny_config(NAME)
-    arrays = {spec.name: spec for spec in sem.param_specs(cfg)}
-    step = np.random.default_rng(0).standard_normal((4, 64)) * arrays["layer0.step"].value
-    logits = normal(500, 64) * 0.5**0.5 @ step.T + arrays["layer0.step_bias"].value
-    assert np.abs(np.logaddexp(logits, 0) - 1).mean() < 0.1 and abs(np.logaddexp(logits, 0).mean() - 1) < 0.02
-
-
-def test_norm_keeps_phases():
-    """A11: to 1e-6, and it commutes with a common phase."""
-    cfg, x, p = tiny_config(NAME), torch.from_numpy(normal(50, 64) * 3), {"g": torch.from_numpy(np.abs(normal(32)) + 0.1)}
-    before, after = complex_of(x.numpy()), complex_of(pair_norm(torch_ops, p, "g", x).numpy())
-    assert np.abs(np.angle(after / before)).max() < 1e-6
-    assert np.allclose((np.abs(after / p["g"].numpy()) ** 2).mean(-1), 1, atol=1e-5)
-    angle = torch.full((50, 32), 1.3)
-    one, two = (
-        pair_norm(torch_ops, p, "g", turned(torch_ops, cfg, x, angle)),
-        turned(torch_ops, cfg, pair_norm(torch_ops, p, "g", x), angle),
-    )
-    assert (one - two).abs().max() < 2e-6
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_spinor_gate_keeps_the_norm_at_every_gate(backend):
-    cfg, arrays = case()
-    ops = BACKENDS[backend].ops
-    p = {name: ops.from_numpy(array * (3 if "generator" in name else 1)) for name, array in arrays.items()}
-    basis = ops.to_numpy(spinor_basis(ops, p, "layer0.spinor")).astype(np.float64)
-    assert np.abs(basis @ basis.swapaxes(-1, -2) - np.eye(8)).max() < 2e-6
-    x, gates = normal(2, 20, 64), np.random.default_rng(0).random((2, 20, 8)).astype(np.float32)
-    turned_x = ops.to_numpy(spinor_gate(ops, p, cfg, "layer0.spinor", ops.from_numpy(x), ops.from_numpy(gates)))
-    assert np.abs((turned_x**2).sum(-1) / (x**2).sum(-1) - 1).max() < 1e-5 and np.abs(turned_x - x).max() > 0.1
-    still = ops.to_numpy(spinor_gate(ops, p, cfg, "layer0.spinor", ops.from_numpy(x), ops.from_numpy(gates * 0)))
-    assert np.abs(still - x).max() < 1e-5
-
-
-# The encoder.
-
-
-def encoder_case(spread, rows=1024):
-    """(config of the preset's sizes, encoder's weights at the start with a codebook of deviation `spread`)."""
-    sizes = {"codes": 128, "code_support": 16, "cost_dim": 64, "model_dim": 128, "embed_dim": 128, "spinor_block": 8, "vocab_size": rows}
-    cfg = tiny_config(NAME, **sizes, partial_rope_dims=8)
-    p = {"embed": normal(rows, 128) * 128**-0.5, "encoder.cost": normal(64, 128, seed=1) * 128**-0.5}
-    p["encoder.codebook"] = normal(128, 64, seed=2) * np.float32(spread)
-    return cfg, tensors(p)
-
-
-def entropies(rows):
-    return -(rows.exp() * rows).sum(-1)
-
-
-@pytest.mark.parametrize("spread", [0.02, 0.1, 0.3])
-def test_plan_converges_to_the_support_that_is_asked_for(spread):
-    """A8: within the iterations of a cold plan, which are below 30; the published epsilon knows no scale and misses it (W-7)."""
-    cfg, p = encoder_case(spread)
-    rows = transport_plan(torch_ops, p, cfg)
-    assert 3 * cfg.arch.sinkhorn_rounds < 30
-    assert (rows.exp().mean(0) - 1 / 128).abs().sum() <= 1e-3 and (rows.exp().sum(1) - 1).abs().max() < 1e-5
-    assert abs(entropies(rows).mean().exp() / 16 - 1) < 0.35
-    cost = transport_cost(torch_ops, p)
-    published = entropies(torch.log_softmax(-cost / 0.0112 + sinkhorn(torch_ops, -cost / 0.0112, torch.zeros(128), 120), 1)).mean()
-    assert spread == 0.02 or abs(published.exp() / 16 - 1) > 0.5
-    if spread == 0.02:
-        fixed = -cost / 0.05
-        fixed = torch.log_softmax(fixed + sinkhorn(torch_ops, fixed, torch.zeros(128), 29), 1)
-        assert 1 - entropies(rows).mean() / entropies(fixed).mean() > 0.4
-
-
-def test_warm_steps_follow_a_moving_plan():
-    """A8: one round a step from the state of the step before holds columns and support while the costs drift. Dual and epsilon are
-    constants for the gradient."""
-    cfg, p = encoder_case(0.1, 512)
-    for step in range(20):
-        p["encoder.codebook"] = p["encoder.codebook"] + 3e-3 * torch.from_numpy(np.sign(normal(128, 64, seed=step)))
-        p["encoder.dual"], p["encoder.epsilon"] = transport_state(torch_ops, p, cfg)
-        rows = transport_plan(torch_ops, p, cfg)
-        assert (rows.exp().mean(0) - 1 / 128).abs().sum() <= 0.2 and abs(entropies(rows).exp().mean() / 16 - 1) < 0.35
-    p = {"embed": p["embed"].requires_grad_(), "encoder.cost": p["encoder.cost"], "encoder.codebook": p["encoder.codebook"]}
-    (whole,) = torch.autograd.grad(transport_plan(torch_ops, p, cfg)[:, 3].sum(), p["embed"])
-    dual, epsilon = (x.detach() for x in transport_state(torch_ops, p, cfg))
-    (alone,) = torch.autograd.grad(torch.log_softmax(-transport_cost(torch_ops, p) / epsilon + dual, 1)[:, 3].sum(), p["embed"])
-    assert torch.allclose(whole, alone, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("sparsity", ["soft", "hard", "none"])
-def test_sparse_rows_keep_their_mass(sparsity):
-    cfg, p = encoder_case(0.1, 256)
-    cfg = tiny_config(NAME, sparsity=sparsity, codes=128, code_support=16)
-    p["encoder.sharpness"] = torch.zeros(1)
-    rows = transport_plan(torch_ops, p, cfg)
-    weights = sparse_rows(torch_ops, p, cfg, rows)
-    assert (weights.sum(1) - 1).abs().max() < 1e-5 and (weights >= 0).all()
-    assert ((weights > 0).sum(1) == 16).all() == (sparsity == "hard")
-    assert (weights.square().sum() > rows.exp().square().sum() * 1.01) == (sparsity != "none")
-
-
-# The head, and what the whole may not do.
 
 
 def test_every_token_can_win_and_the_rank_is_that_of_a_linear_head():
