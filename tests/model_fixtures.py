@@ -1,5 +1,6 @@
 """What the model and training tests share: tiny configurations of every architecture, weights that are nowhere constant, both backends."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch._dynamo.utils import counters
 
 from trit.config_load import load
 from trit.eval.temperature import model_logits
+from trit.layers.backbone import BackboneConfig
 from trit.models import arch_names, load_arch
 from trit.ops import mlx_ops, torch_ops
 from trit.params import init_params
@@ -47,7 +49,9 @@ TINY = {
 # What an architecture has beyond those settings.
 TINY_KOOPMAN = {"koopman_state_dim": 32, "koopman_horizon": 64.0}
 TINY_SKC = {"skc_state_dim": 32, "skc_block": 8, "skc_capsules": 4, "skc_memory": 8.0}
-TINY_ARCH = {"koopman_ssm": TINY_KOOPMAN, "hybrid": TINY_KOOPMAN, "skc": TINY_SKC}
+TINY_SEM = {"codes": 32, "code_support": 4, "cost_dim": 16, "state_groups": 2, "state_modes": 16, "spinor_block": 4}
+TINY_SEM |= {"graph_scales": 2, "graph_degree": 3}
+TINY_ARCH = {"koopman_ssm": TINY_KOOPMAN, "hybrid": TINY_KOOPMAN, "skc": TINY_SKC, "sem": TINY_SEM}
 
 # Parts that any architecture may have, small.
 TINY_CAPSULES = {"capsules": 4, "capsule_dim": 16, "capsule_block": 8, "capsule_memory": 8.0}
@@ -88,12 +92,23 @@ FLAG_SETS = {
     | {"feedback_passes": 2, "feedback_block": 4, "num_layers": 4, "engram_buckets": 64, "engram_layer": 2, "isolate_documents": "true"},
 }
 
+# Architectures on the shared skeleton, which alone have its parts.
+BACKBONE = [name for name in arch_names() if issubclass(load_arch(name).ArchConfig, BackboneConfig)]
+
+
+def takes(name, settings):
+    """Whether an architecture has all the parts that `settings` name."""
+    backbone = {field.name for field in dataclasses.fields(BackboneConfig)}
+    return name in BACKBONE or not backbone & settings.keys()
+
+
 # Every row on the plainest architecture, those that combine several on all: `make test-all` runs the rest.
 COMBINED = ("odd_all", "isolated", "recurrent_deep", "shared", "experts_all", "feedback_twice")
 MODELS = [
     pytest.param(name, flags, id=f"{name}-{flags}", marks=[] if name == "unet" or flags in COMBINED else pytest.mark.slow)
     for name in arch_names()
     for flags in FLAG_SETS
+    if takes(name, FLAG_SETS[flags])
 ]
 
 # Parts of the evaluator; `evaluating` gives a configuration in which each of them does something on a text of some hundred tokens.

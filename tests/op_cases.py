@@ -59,6 +59,19 @@ def linear_scan(decays, inputs):
     return np.stack(states, 1)
 
 
+def complex_scan(decays, inputs):
+    """The recurrence in complex128, step by step; arrays (B, T, 2 C), real parts first."""
+    a, b = (np.float64(x[..., : x.shape[-1] // 2]) + 1j * x[..., x.shape[-1] // 2 :] for x in (decays, inputs))
+    states = linear_scan(a, b)
+    return np.concatenate([states.real, states.imag], -1)
+
+
+def turning_decays(*shape):
+    """Complex numbers of a modulus up to 1, one in eight of them 0, real parts first."""
+    modulus, angle = some_decays(*shape), GENERATOR.uniform(-3, 3, shape)
+    return np.concatenate([modulus * np.cos(angle), modulus * np.sin(angle)], -1).astype(np.float32)
+
+
 def some_decays(*shape):
     """Uniform in (0, 1), one in eight of them 0."""
     return (GENERATOR.random(shape) * (GENERATOR.random(shape) > 0.125)).astype(np.float32)
@@ -133,8 +146,13 @@ CASES = [
     Case("maximum", lambda ops, x: ops.maximum(x, 0.25), lambda x: np.maximum(x, 0.25), (X,)),
     Case("exp", lambda ops, x: ops.exp(x), np.exp, (X,)),
     Case("log", lambda ops, x: ops.log(x), np.log, (POSITIVE,)),
+    Case("expm1", lambda ops, x: ops.expm1(x), np.expm1, (X * np.float32(1e-3),)),
+    Case("softplus", lambda ops, x: ops.softplus(x), lambda x: np.logaddexp(x, 0), (normal(20) * 6,)),
+    Case("cos", lambda ops, x: ops.cos(x), np.cos, (X * 3,)),
+    Case("sin", lambda ops, x: ops.sin(x), np.sin, (X * 3,)),
     Case("sqrt", lambda ops, x: ops.sqrt(x), np.sqrt, (POSITIVE,)),
     Case("rsqrt", lambda ops, x: ops.rsqrt(x), lambda x: 1 / np.sqrt(x), (POSITIVE,)),
+    Case("inverse", lambda ops, x: ops.inverse(x), np.linalg.inv, (np.eye(5, dtype=np.float32) * 4 + normal(3, 5, 5),)),
     Case("rotary_table", turned, rotary, (normal(2, 3, 300, 8), np.float32([1.0, 0.03]))),
     Case("rotary", turned, rotary, (normal(2, 1, 17, 6), np.float32([1.0, 0.5, 0.01]))),
     Case("sigmoid", lambda ops, x: ops.sigmoid(x), lambda x: 1 / (1 + np.exp(-x)), (normal(20) * 5,)),
@@ -179,6 +197,10 @@ CASES = [
     Case("linear_scan", lambda ops, a, b: ops.linear_scan(a, b), linear_scan, (some_decays(2, 77, 3), normal(2, 77, 3))),
     Case("linear_scan", lambda ops, a, b: ops.linear_scan(a, b), linear_scan, (some_decays(1, 1, 4), normal(1, 1, 4))),
     Case("linear_scan", lambda ops, a, b: ops.linear_scan(a, b), linear_scan, (some_decays(1, 700, 2) * 0.2 + 0.8, normal(1, 700, 2))),
+    Case("complex_scan", lambda ops, a, b: ops.complex_scan(a, b), complex_scan, (turning_decays(2, 77, 3), normal(2, 77, 6))),
+    Case("complex_scan", lambda ops, a, b: ops.complex_scan(a, b), complex_scan, (turning_decays(1, 1, 4), normal(1, 1, 8))),
+    Case("logsumexp", lambda ops, x: ops.logsumexp(x, 0), lambda x: np.log(np.exp(x).sum(0)), (X * 4,)),
+    Case("logsumexp", lambda ops, x: ops.logsumexp(x, 1), lambda x: np.log(np.exp(x).sum(1)), (X + 30,)),
     Case("log_softmax", lambda ops, z: ops.log_softmax(z), lambda z: np.log(softmax(z)), (normal(2, 3, 6) * 4,)),
     Case("log_softmax", lambda ops, z: ops.log_softmax(z), lambda z: np.log(softmax(z)), (normal(2, 3, 6) + 30,)),
     Case("cross_entropy", lambda ops, z, t: ops.cross_entropy(z, t), cross_entropy, (normal(2, 3, 6) * 4, TOKENS)),

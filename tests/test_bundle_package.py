@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from model_fixtures import EVAL_SETS, FLAG_SETS, evaluating, random_arrays, tiny_config
+from model_fixtures import EVAL_SETS, FLAG_SETS, evaluating, random_arrays, takes, tiny_config
 
 from trit.bundle.alone import run_alone
 from trit.bundle.bundle import ALL_CODECS, bundle, shaken_text
@@ -37,7 +37,7 @@ FAST = ["odd_all"], [("integers", "unet"), ("one_pass_all", "hybrid"), ("all", "
 def marked(sets):
     """[(architecture, flags)] of all `sets`, those that are not `FAST` marked as slow."""
     whole, single = FAST
-    pairs = [(arch, flags) for flags in sets for arch in arch_names()]
+    pairs = [(arch, flags) for flags in sets for arch in arch_names() if takes(arch, sets[flags])]
     return [pytest.param(arch, flags, marks=[] if flags in whole or (flags, arch) in single else pytest.mark.slow) for arch, flags in pairs]
 
 

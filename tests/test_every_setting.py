@@ -104,6 +104,9 @@ CONTEXTS = {
     "arch.skc_entropy_weight": (1.0, {"skc_entropy_fraction": 0.999}),
     "arch.skc_entropy_fraction": (0.99, {"skc_entropy_weight": 1.0}),
     "arch.koopman_hadamard": ("false", {}),
+    "arch.encoder": ("embedding", {"embed_dim": 32}),
+    "arch.sinkhorn_rounds": (2, {}),
+    "arch.propagators": (1, {}),
 }
 # By the first word of an arch setting's name.
 FAMILIES = {"capsule": TINY_CAPSULES, "feedback": TINY_FEEDBACK, "expert": TINY_EXPERTS}

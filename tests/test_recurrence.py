@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from model_fixtures import BACKENDS, largest_difference, logits_of, random_arrays, random_tokens, start, tiny_config
+from model_fixtures import BACKBONE, BACKENDS, largest_difference, logits_of, random_arrays, random_tokens, start, tiny_config
 
-from trit.models import arch_names, load_arch
+from trit.models import load_arch
 from trit.train.phases import Moment
 
 SHALLOW, DEEP = Moment(True, 1, 0, 0.0), Moment(False, 1, 0, 0.9)
@@ -33,7 +33,7 @@ def test_visits_equal_copies_of_the_block(name, visits, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", arch_names())
+@pytest.mark.parametrize("name", BACKBONE)
 def test_early_steps_are_those_of_a_model_that_does_not_recur(name, backend):
     """Bit for bit, weights and moments; a late step is that of one that always does."""
     late = tiny_config(name, recurrent_layers="0,1", recurrence_start=0.5)
@@ -55,7 +55,7 @@ def test_evaluation_has_the_depth_of_the_end_of_training(backend):
     assert abs(losses[0] - scored) < 1e-5 < 1e-3 < abs(losses[1] - scored)
 
 
-@pytest.mark.parametrize("name", arch_names())
+@pytest.mark.parametrize("name", BACKBONE)
 def test_the_table_of_tensors_does_not_change(name):
     assert load_arch(name).param_specs(tiny_config(name)) == load_arch(name).param_specs(tiny_config(name, recurrent_layers="1"))
 

@@ -2,15 +2,14 @@
 
 import numpy as np
 import pytest
-from model_fixtures import BACKENDS, largest_difference, load_arch, logits_of, random_arrays, random_tokens, start, tiny_config
+from model_fixtures import BACKBONE, BACKENDS, largest_difference, load_arch, logits_of, random_arrays, random_tokens, start, tiny_config
 
 from trit.layers.backbone import mixers_of
 from trit.layers.sharing import PER_LAYER, block_map
-from trit.models import arch_names
 from trit.params import parameter_count
 
 DEPTH = {"num_layers": 4, "grad_clip_norm": 0}
-MODELS = [(name, blocks) for name in arch_names() for blocks in (2, 4) if name in ("unet", "koopman_ssm") or blocks == 2]
+MODELS = [(name, blocks) for name in BACKBONE for blocks in (2, 4) if name in ("unet", "koopman_ssm") or blocks == 2]
 
 
 def pair(name, blocks, **extra):

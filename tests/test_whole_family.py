@@ -23,6 +23,8 @@ PARTS = {
         "torch",
         {"num_layers": 4, "shared_blocks": 2, "recurrent_layers": "1,2", "recurrence_start": 0.5} | GRIDS,
     ),
+    "sem": ("sem", "torch", {"train.grad_accum_steps": 2} | GRIDS),
+    "sem_mlx": ("sem", "mlx to torch", {"isolate_documents": "true", "cayley_solver": "cg", "sparsity": "hard"}),
     "moving": ("unet", "torch", {"seq_schedule": "8:0.3,16:0.6", "batch_schedule": "128:0.5", "noise": 0.1, "drop_path": 0.1}),
     "moving_mlx": ("hybrid", "mlx to torch", {"seq_schedule": "8:0.3", "noise": 0.1, "drop_path": 0.1, "ema_decay": 0.8}),
 }

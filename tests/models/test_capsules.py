@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from model_fixtures import BACKENDS, TINY_CAPSULES, logits_of, random_arrays, random_tokens, start, tiny_config
+from model_fixtures import BACKBONE, BACKENDS, TINY_CAPSULES, logits_of, random_arrays, random_tokens, start, tiny_config
 
 from trit.data.token_ids import BOS_ID
 from trit.eval.ttt import scope_specs
 from trit.layers.capsules import capsule_layer, capsule_specs
 from trit.layers.hadamard import hadamard_matrix
 from trit.layers.operator import advanced
-from trit.models import arch_names, load_arch
+from trit.models import load_arch
 from trit.ops import torch_ops
 
 LOSSES = {"capsule_predict_weight": 1.0, "capsule_rollout_weight": 1.0}
@@ -120,7 +120,7 @@ def test_a_block_reads_the_blocks_before_it_alone(length):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", arch_names())
+@pytest.mark.parametrize("name", BACKBONE)
 def test_the_gate_shut_is_the_model_without_the_bank(name, backend):
     cfg, without = tiny_config(name, **TINY_CAPSULES), tiny_config(name)
     arrays, tokens = random_arrays(load_arch(name).param_specs(cfg)), random_tokens(cfg, 2, 45)

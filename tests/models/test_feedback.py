@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from model_fixtures import BACKENDS, TINY_CAPSULES, TINY_FEEDBACK, logits_of, random_arrays, random_tokens, start, tiny_config
+from model_fixtures import BACKBONE, BACKENDS, TINY_CAPSULES, TINY_FEEDBACK, logits_of, random_arrays, random_tokens, start, tiny_config
 
 from trit.data.token_ids import BOS_ID
 from trit.eval.ttt import scope_specs
 from trit.layers.backbone import visits
 from trit.layers.feedback import fast_weights, feedback_layer, feedback_specs
-from trit.models import arch_names, load_arch
+from trit.models import load_arch
 from trit.ops import torch_ops
 
 SETTINGS = {
@@ -90,7 +90,7 @@ def test_a_block_queries_the_blocks_before_it_alone(length):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", arch_names())
+@pytest.mark.parametrize("name", BACKBONE)
 def test_the_gates_shut_are_the_model_without_feedback(name, backend):
     """A pass that is told nothing repeats the last one to the bit: engram, bank, values and saved streams are what they were."""
     both = TINY_CAPSULES | {"num_layers": 4, "engram_buckets": 64, "engram_layer": 2}

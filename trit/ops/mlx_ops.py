@@ -7,6 +7,7 @@ import mlx.core as mx
 import numpy as np
 
 from trit.ops.chunked_scan import chunked_scan, scan_gradients
+from trit.ops.complex_scan import complex_scan_gradients, complex_scan_states
 
 
 def from_numpy(array, like=None):
@@ -134,6 +135,24 @@ def log(x):
     return mx.log(x)
 
 
+def expm1(x):
+    """exp(x) - 1, exact near 0."""
+    return mx.expm1(x)
+
+
+def softplus(x):
+    """log(1 + exp(x))."""
+    return mx.logaddexp(x, mx.zeros((), x.dtype))
+
+
+def cos(x):
+    return mx.cos(x)
+
+
+def sin(x):
+    return mx.sin(x)
+
+
 def sqrt(x):
     """Square root of every number."""
     return mx.sqrt(x)
@@ -162,6 +181,13 @@ def linear(x, weight):
 def fp8_linear(x, weight):
     """`linear`: MLX multiplies no 8-bit floats, so its backend refuses train.fp8."""
     return x @ weight.T
+
+
+def inverse(x):
+    """Inverses of matrices (..., N, N) float32. MLX has them on the CPU only and without a gradient."""
+    function = mx.custom_function(lambda given: mx.linalg.inv(given, stream=mx.cpu))
+    function.vjp(lambda given, gradient, found: -found.swapaxes(-1, -2) @ gradient @ found.swapaxes(-1, -2))
+    return function(x)
 
 
 def rotary_table(frequencies, length, dtype):
@@ -203,6 +229,22 @@ def linear_scan(decays, inputs):
     scan = mx.custom_function(lambda a, b: chunked_scan(mx.stack, pad_time, a, b, False))
     scan.vjp(lambda given, gradient, states: scan_gradients(mx.stack, pad_time, given[0], states, gradient))
     return scan(decays, inputs)
+
+
+def complex_scan(decays, inputs):
+    """`linear_scan` of complex numbers, arrays (B, T, 2 C) with the real parts first. Decays have a modulus of 1 at most."""
+
+    def pad_time(x, before, after):
+        return mx.pad(x, ((0, 0), (before, after), (0, 0)))
+
+    scan = mx.custom_function(lambda a, b: complex_scan_states(mx.stack, mx.concatenate, pad_time, a, b))
+    scan.vjp(lambda given, gradient, states: complex_scan_gradients(mx.stack, mx.concatenate, pad_time, given[0], states, gradient))
+    return scan(decays, inputs)
+
+
+def logsumexp(x, axis):
+    """Logarithm of the sum of exponentials along an axis, which goes away."""
+    return mx.logsumexp(x, axis)
 
 
 def log_softmax(x):

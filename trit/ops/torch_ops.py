@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trit.ops.torch_flash import flash_kernel
 from trit.ops.torch_fp8 import Fp8Product
-from trit.ops.torch_scan import LinearScan
+from trit.ops.torch_scan import ComplexScan, LinearScan
 
 
 def from_numpy(array, like=None):
@@ -138,6 +138,24 @@ def log(x):
     return torch.log(x)
 
 
+def expm1(x):
+    """exp(x) - 1, exact near 0."""
+    return torch.expm1(x)
+
+
+def softplus(x):
+    """log(1 + exp(x))."""
+    return functional.softplus(x)
+
+
+def cos(x):
+    return torch.cos(x)
+
+
+def sin(x):
+    return torch.sin(x)
+
+
 def sqrt(x):
     """Square root of every number."""
     return torch.sqrt(x)
@@ -166,6 +184,11 @@ def linear(x, weight):
 def fp8_linear(x, weight):
     """`linear` in 8-bit floats: x (..., I) rounds, a decoded ternary matrix (O, I) with one scale a row does not. Multiples of 16."""
     return Fp8Product.apply(x.reshape(-1, x.shape[-1]), weight).reshape(*x.shape[:-1], -1)
+
+
+def inverse(x):
+    """Inverses of matrices (..., N, N) float32."""
+    return torch.linalg.inv(x)
 
 
 def rotary_table(frequencies, length, dtype):
@@ -208,6 +231,16 @@ def masked_attention(q, k, v, visible):
 def linear_scan(decays, inputs):
     """States h_t = decays_t * h_(t-1) + inputs_t along the second axis of (B, T, C), from h = 0. Linear in T, forward and back."""
     return LinearScan.apply(decays, inputs)
+
+
+def complex_scan(decays, inputs):
+    """`linear_scan` of complex numbers, arrays (B, T, 2 C) with the real parts first. Decays have a modulus of 1 at most."""
+    return ComplexScan.apply(decays, inputs)
+
+
+def logsumexp(x, axis):
+    """Logarithm of the sum of exponentials along an axis, which goes away."""
+    return torch.logsumexp(x, axis)
 
 
 def log_softmax(x):

@@ -107,6 +107,9 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
     if cfg.train.carry:
         held["carry"] = own_streams(first_states(arch, cfg))
 
+    if hasattr(arch, "update_state"):
+        held["derived"] = {}
+
     # Pure, so that compiling them needs no hidden state. `beside` {name: array} has no gradient.
     def differentiated(**known):
         """Function to (loss, gradients of q) of a micro-batch; `known` holds in all its steps ("shallow", "idle")."""
@@ -150,6 +153,9 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
             going_on = np.split(kept_streams(cfg, held["moment"], len(inputs), process.rank, process.world), parts)
             carried = [[x * mx.array(kept) for x in states] for states, kept in zip(held["carry"], going_on)]
             micro = [beside | {"carry": states} for beside, states in zip(micro, carried)]
+        if hasattr(arch, "update_state"):
+            held["derived"] = arch.update_state(ops, {**q, **held["derived"]}, cfg)
+            micro = [known | held["derived"] for known in micro]
         early = cfg.train.recurrence_start > 0 and held["moment"].shallow
         idle = cfg.engram.write_every > 1 and held["moment"].step % cfg.engram.write_every > 0
         for tokens, wanted, beside in zip(np.split(inputs, parts), np.split(targets, parts), micro):
@@ -184,6 +190,8 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
         if cfg.train.carry:  # a state that is no number would spoil every later step: after such a one all rows begin anew
             held["carry"] = [[mx.where(norm < float("inf"), x, 0.0) for x in micro] for micro in held["left"]]
             held["left"] = []
+        if hasattr(arch, "update_state"):
+            mx.async_eval(held["derived"])
         # Begun here and waited for by who asks, so that a GPU computes while the next step's graph is built.
         mx.async_eval(loss, norm, held["p"], held["state"], held["ema"], held.get("carry", []))
         return lambda: (float(loss), float(norm))
@@ -209,6 +217,8 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
         if cfg.train.carry:
             whole = {f"carry/{number}": mx.concatenate(parts) for number, parts in enumerate(zip(*held["carry"]))}
             flat |= {name: mx.distributed.all_gather(x) for name, x in whole.items()} if process.world > 1 else whole
+        if hasattr(arch, "update_state"):
+            flat.update({f"derived/{name}": x for name, x in held["derived"].items()})
         return {name: ops.to_numpy(x) for name, x in flat.items()} | {"step": np.array(int(held["state"]["step"][0]))}
 
     def restore(flat):
@@ -219,6 +229,8 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
         held["state"] = {key: (x, *second[key]) for key, x in first.items()} | {"step": (mx.array(float(flat["step"])),)}
         if cfg.train.carry:
             held["carry"] = own_streams(flat)
+        if hasattr(arch, "update_state"):
+            held["derived"] = {name[8:]: mx.array(x) for name, x in flat.items() if name[:8] == "derived/"}
 
     ahead = 0 if process.device == "cpu" else 1
     return Backend(step_at if has_moments(cfg) else step, slowest, export, state, restore, process.rank, process.world, ahead)

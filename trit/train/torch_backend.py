@@ -205,6 +205,8 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
             return [[to_device(x, process) for x in micro] for micro in own_states(cfg, flat, process.rank, process.world)]
 
         held["carry"] = own_streams(first_states(arch, cfg))
+    if hasattr(arch, "update_state"):
+        held["derived"] = {}
     if cfg.train.attention_kernel == "flash":
         choose_attention(ops, cfg, next(iter(held["p"].values())))
     if cfg.train.fp8:
@@ -243,6 +245,9 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
             leaves = {name: weight.detach().requires_grad_() for name, weight in seen(held["p"], rounded).items()}
         mean_loss, gradients = 0.0, None
         parts = cfg.train.grad_accum_steps
+        if hasattr(arch, "update_state"):
+            with torch.no_grad():
+                held["derived"] = arch.update_state(ops, {**leaves, **held["derived"]}, cfg)
         if cfg.train.drop_path:
             kept = np.split(kept_blocks(cfg, held["moment"], len(inputs), process.rank, process.world), parts, 1)[::-1]
         if cfg.train.carry:
@@ -251,6 +256,8 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
         for tokens, wanted in zip(np.split(inputs, parts), np.split(targets, parts)):
             if has_moments(cfg):
                 known = dict(leaves)
+                if hasattr(arch, "update_state"):
+                    known.update(held["derived"])
                 if cfg.train.recurrence_start and held["moment"].shallow:
                     known["shallow"] = True
                 if cfg.train.drop_path:
@@ -265,6 +272,8 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
                     held["left"].append(left)
                 else:
                     objective, loss = loss_function(known, sent(tokens, process), sent(wanted, process))
+            elif hasattr(arch, "update_state"):
+                objective, loss = loss_function({**leaves, **held["derived"]}, sent(tokens, process), sent(wanted, process))
             else:
                 objective, loss = loss_function(leaves, sent(tokens, process), sent(wanted, process))
             if cfg.engram.write_every > 1:
@@ -328,6 +337,8 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
         flat.update({f"optimizer/{key}/1": moments[1] for key, moments in held["state"].items() if len(moments) == 2})
         if cfg.train.carry:
             flat.update({f"carry/{number}": gathered_rows(process, parts) for number, parts in enumerate(zip(*held["carry"]))})
+        if hasattr(arch, "update_state"):
+            flat.update({f"derived/{name}": x for name, x in held["derived"].items()})
         return {name: ops.to_numpy(x).copy() for name, x in flat.items()} | {"step": np.array(int(held["state"]["step"][0]))}
 
     def restore(flat):
@@ -338,6 +349,8 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
         held["state"] = {key: (x, *second[key]) for key, x in first.items()}
         if cfg.train.carry:
             held["carry"] = own_streams(flat)
+        if hasattr(arch, "update_state"):
+            held["derived"] = {name[8:]: to_device(x, process) for name, x in flat.items() if name[:8] == "derived/"}
         held["state"]["step"] = (torch.full((), float(flat["step"]), device=process.device),)
 
     # A GPU is given the next step while it computes one; a CPU computes as it is told.

@@ -1,0 +1,86 @@
+"""The scan of complex numbers: the recurrence to rounding, its adjoint, and neither time nor a graph that grows with the square of T."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from trit.ops import torch_ops
+
+
+def case(length, dtype, channels=5, seed=0):
+    """(decays with moduli up to 0.9999, inputs scaled to unit variance of the states), (2, length, 2 C)."""
+    generator = np.random.default_rng(seed)
+    modulus = 1 - 10.0 ** generator.uniform(-4, -0.3, (2, length, channels))
+    angle = generator.uniform(-3, 3, modulus.shape)
+    gain = np.sqrt(1 - modulus**2)
+    decays = np.concatenate([modulus * np.cos(angle), modulus * np.sin(angle)], -1)
+    inputs = generator.standard_normal((2, length, 2 * channels)) * np.concatenate([gain, gain], -1)
+    return [torch.from_numpy(x.astype(dtype)).requires_grad_() for x in (decays, inputs)]
+
+
+def one_by_one(decays, inputs):
+    """States token by token in complex numbers, by the library's own gradient."""
+    a, b = (torch.complex(*x.chunk(2, -1)) for x in (decays, inputs))
+    state, states = torch.zeros_like(b[:, 0]), []
+    for now, entering in zip(a.unbind(1), b.unbind(1), strict=True):
+        state = now * state + entering
+        states.append(state)
+    states = torch.stack(states, 1)
+    return torch.cat([states.real, states.imag], -1)
+
+
+@pytest.mark.parametrize("length", [1, 7, 32, 33, 100, 512])
+def test_states_and_gradients_are_those_of_the_recurrence(length):
+    """A6: in float64 to 1e-12, in float32 to 1e-5, gradients in proportion."""
+    for dtype, tolerance in (("float64", 1e-12), ("float32", 1e-5)):
+        given, exact = case(length, dtype), [x.detach().double().requires_grad_() for x in case(length, dtype)]
+        weights = torch.from_numpy(np.random.default_rng(1).standard_normal(given[1].shape))
+        found, wanted = torch_ops.complex_scan(*given), one_by_one(*exact)
+        assert (found - wanted).abs().max() <= tolerance
+        (found * weights).sum().backward()
+        (wanted * weights).sum().backward()
+        for one, two in zip(given, exact, strict=True):
+            assert (one.grad - two.grad).norm() <= max(tolerance, 1e-12) * two.grad.norm()
+
+
+def test_gradients_pass_finite_differences():
+    decays, inputs = case(11, "float64", 1)
+    assert torch.autograd.gradcheck(torch_ops.complex_scan, (decays[:1], inputs[:1]))
+
+
+def nodes(x):
+    """Number of nodes of the graph behind a tensor."""
+    seen, waiting = set(), [x.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [each for each, _ in node.next_functions]
+    return len(seen)
+
+
+def test_the_graph_does_not_grow_with_time():
+    """A7: one node for the scan, however long."""
+    assert nodes(torch_ops.complex_scan(*case(16, "float32"))) == nodes(torch_ops.complex_scan(*case(512, "float32"))) == 3
+
+
+def seconds(function, given):
+    """Median of five runs forward and back, after two."""
+    found = []
+    for _ in range(7):
+        begin = time.perf_counter()
+        torch.autograd.grad(function(*given).square().sum(), given)
+        found.append(time.perf_counter() - begin)
+    return sorted(found[2:])[2]
+
+
+@pytest.mark.slow
+def test_the_scan_is_quicker_than_a_loop_and_linear():
+    """A7: ratios in one run, for a machine may be busy."""
+    given = [torch.cat([x.detach()] * 2).requires_grad_() for x in case(512, "float32", 128)]
+    short = [x[:, :256].detach().requires_grad_() for x in given]
+    scan, loop = seconds(torch_ops.complex_scan, given), seconds(one_by_one, given)
+    assert scan <= 0.6 * loop, (scan, loop)
+    assert scan <= 2.6 * seconds(torch_ops.complex_scan, short)
