@@ -7,6 +7,7 @@ import mlx.core as mx
 import numpy as np
 
 from trit.ops.chunked_scan import chunked_scan, scan_gradients
+from trit.ops.fft_size import fft_size
 
 
 def from_numpy(array, like=None):
@@ -129,6 +130,14 @@ def rsqrt(x):
     return mx.rsqrt(x)
 
 
+def cos(x):
+    return mx.cos(x)
+
+
+def sin(x):
+    return mx.sin(x)
+
+
 def sigmoid(x):
     return mx.sigmoid(x)
 
@@ -186,6 +195,36 @@ def linear_scan(decays, inputs):
     scan = mx.custom_function(lambda a, b: chunked_scan(mx.stack, pad_time, a, b, False))
     scan.vjp(lambda given, gradient, states: scan_gradients(mx.stack, pad_time, given[0], states, gradient))
     return scan(decays, inputs)
+
+
+def complex_filter(x, taps):
+    """Causal filter of complex channels over time: real x (B, T, 2C), real parts before imaginary ones, and taps (2C, K), likewise and
+    that of lag 0 first -> (B, T, 2C). By FFT, so that an output holds rounding of what comes after it."""
+    length, count = x.shape[1], taps.shape[1]
+    size = fft_size(length + count - 1)
+
+    def signal_spectrum(x):
+        planes = x.reshape(x.shape[0], length, 2, -1).transpose(0, 3, 1, 2)
+        return mx.fft.fft(mx.contiguous(planes).view(mx.complex64).squeeze(-1), size)
+
+    def signal_of(transform):
+        planes = mx.contiguous(mx.fft.ifft(transform)[..., :length, None]).view(mx.float32)
+        return planes.transpose(0, 2, 3, 1).reshape(planes.shape[0], length, -1)
+
+    def taps_spectrum(taps):
+        planes = mx.contiguous(taps.reshape(2, -1, count).transpose(1, 2, 0))
+        return mx.fft.fft(planes.view(mx.complex64).squeeze(-1), size)
+
+    def gradients(given, gradient, _):
+        x, taps = given
+        arriving = signal_spectrum(gradient)
+        of_taps = mx.fft.ifft((arriving * signal_spectrum(x).conj()).sum(0))[:, :count, None]
+        of_taps = mx.contiguous(of_taps).view(mx.float32).transpose(2, 0, 1).reshape(taps.shape)
+        return signal_of(arriving * taps_spectrum(taps).conj()), of_taps
+
+    applied = mx.custom_function(lambda x, taps: signal_of(signal_spectrum(x) * taps_spectrum(taps)))
+    applied.vjp(gradients)
+    return applied(x, taps)
 
 
 def log_softmax(x):

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as functional
 from torch.utils.checkpoint import checkpoint
 
+from trit.ops.torch_filter import ComplexFilter
 from trit.ops.torch_flash import flash_kernel
 from trit.ops.torch_fp8 import Fp8Product
 from trit.ops.torch_scan import LinearScan
@@ -133,6 +134,14 @@ def rsqrt(x):
     return torch.rsqrt(x)
 
 
+def cos(x):
+    return torch.cos(x)
+
+
+def sin(x):
+    return torch.sin(x)
+
+
 def sigmoid(x):
     return torch.sigmoid(x)
 
@@ -191,6 +200,12 @@ def masked_attention(q, k, v, visible):
 def linear_scan(decays, inputs):
     """States h_t = decays_t * h_(t-1) + inputs_t along the second axis of (B, T, C), from h = 0. Linear in T, forward and back."""
     return LinearScan.apply(decays, inputs)
+
+
+def complex_filter(x, taps):
+    """Causal filter of complex channels over time: real x (B, T, 2C), real parts before imaginary ones, and taps (2C, K), likewise and
+    that of lag 0 first -> (B, T, 2C). By FFT, so that an output holds rounding of what comes after it."""
+    return ComplexFilter.apply(x, taps)
 
 
 def log_softmax(x):
