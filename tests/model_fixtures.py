@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from trit.config_load import load
+from trit.config_load import known_fields, load
 from trit.eval.temperature import model_logits
 from trit.models import arch_names, load_arch
 from trit.ops import mlx_ops, torch_ops
@@ -47,7 +47,7 @@ TINY = {
 # What an architecture has beyond those settings.
 TINY_KOOPMAN = {"koopman_state_dim": 32, "koopman_horizon": 64.0}
 TINY_SKC = {"skc_state_dim": 32, "skc_block": 8, "skc_capsules": 4, "skc_memory": 8.0}
-TINY_ARCH = {"koopman_ssm": TINY_KOOPMAN, "hybrid": TINY_KOOPMAN, "skc": TINY_SKC}
+TINY_ARCH = {"koopman_ssm": TINY_KOOPMAN, "hybrid": TINY_KOOPMAN, "skc": TINY_SKC, "spectral_lm": {"fir_taps": 8}}
 
 # Parts that any architecture may have, small.
 TINY_CAPSULES = {"capsules": 4, "capsule_dim": 16, "capsule_block": 8, "capsule_memory": 8.0}
@@ -88,12 +88,21 @@ FLAG_SETS = {
     | {"feedback_passes": 2, "feedback_block": 4, "num_layers": 4, "engram_buckets": 64, "engram_layer": 2, "isolate_documents": "true"},
 }
 
+
+def takes(name, settings):
+    """Whether an architecture has all that a row sets, and tensors of the scope that it adapts. What stands on the backbone has."""
+    fields = known_fields(load_arch(name).ArchConfig)
+    has = set(settings) <= {key.partition(".")[2] for key in fields}
+    return hasattr(load_arch(name).ArchConfig, "layer_map") or has and settings.get("ttt_scope") != "feedback"
+
+
 # Every row on the plainest architecture, those that combine several on all: `make test-all` runs the rest.
 COMBINED = ("odd_all", "isolated", "recurrent_deep", "shared", "experts_all", "feedback_twice")
 MODELS = [
     pytest.param(name, flags, id=f"{name}-{flags}", marks=[] if name == "unet" or flags in COMBINED else pytest.mark.slow)
     for name in arch_names()
     for flags in FLAG_SETS
+    if takes(name, FLAG_SETS[flags])
 ]
 
 # Parts of the evaluator; `evaluating` gives a configuration in which each of them does something on a text of some hundred tokens.

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from model_fixtures import EVAL_SETS, FLAG_SETS, evaluating, random_arrays, tiny_config
+from model_fixtures import EVAL_SETS, FLAG_SETS, evaluating, random_arrays, takes, tiny_config
 
 from trit.bundle.alone import run_alone
 from trit.bundle.bundle import ALL_CODECS, bundle, shaken_text
@@ -61,16 +61,18 @@ def compare(cfg, shard_folder, tmp_path, rows_at=(), codecs=("brotli",)):
     assert f"val_bpb:{score.bpb:.8f}" in done.stdout
 
 
-@pytest.mark.parametrize("arch", arch_names())
-@pytest.mark.parametrize("flags", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in GRID])
+def pairs(rows, fast):
+    """[(architecture, name of a row)] of all rows that an architecture takes; those that are not `fast` are slow."""
+    found = [(arch, name) for arch in arch_names() for name in rows if takes(arch, rows[name])]
+    return [pytest.param(*pair, id="-".join(pair), marks=[] if pair[1] in fast else pytest.mark.slow) for pair in found]
+
+
+@pytest.mark.parametrize("arch,flags", pairs(GRID, FAST))
 def test_counted_file_alone_equals_the_package(arch, flags, shard_folder, tmp_path):
     compare(tiny_config(arch, vocab_size=260, **GRID[flags]), shard_folder, tmp_path)
 
 
-@pytest.mark.parametrize("arch", arch_names())
-@pytest.mark.parametrize(
-    "part", [name if name in ("all", "one_pass_all") else pytest.param(name, marks=pytest.mark.slow) for name in EVAL_SETS]
-)
+@pytest.mark.parametrize("arch,part", pairs(EVAL_SETS, ("all", "one_pass_all")))
 def test_counted_evaluator_alone_equals_the_package(arch, part, shard_folder, tmp_path):
     compare(evaluating(arch, part, vocab_size=260, ngram_nodes=2000), shard_folder, tmp_path, [0, 40, 333])
 

@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from model_fixtures import BACKENDS, TINY_CAPSULES, TINY_EXPERTS, TINY_FEEDBACK, largest_difference, logits_of, random_arrays, tiny_config
+from model_fixtures import (
+    BACKENDS,
+    TINY_CAPSULES,
+    TINY_EXPERTS,
+    TINY_FEEDBACK,
+    largest_difference,
+    logits_of,
+    random_arrays,
+    takes,
+    tiny_config,
+)
 
 from trit.data.loader import TokenLoader
 from trit.data.token_ids import BOS_ID
@@ -31,7 +41,7 @@ FLAGS = {
     "feedback": TINY_FEEDBACK | {"feedback_passes": 2},
     "experts": TINY_EXPERTS,
 }
-MODELS = [(name, flags, backend) for name in arch_names() for flags in FLAGS for backend in BACKENDS]
+MODELS = [(name, flags, backend) for name in arch_names() for flags in FLAGS if takes(name, FLAGS[flags]) for backend in BACKENDS]
 
 
 def build(name, flags, isolated=True):

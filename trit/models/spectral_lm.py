@@ -1,0 +1,93 @@
+"""`spectral_lm`: a frequency-native language model, causal by construction. Blocks of complex filters and turns, nothing else.
+
+Not built on the U-Net of trit/layers/backbone.py: the blocks form a plain residual stack, without skips, MLPs or mixes. The turn is the
+block's only function that is not linear, and its filters see arch.fir_taps tokens each, so a token sees num_layers * (fir_taps - 1) back.
+
+The head is the project's tied readout, or with arch.chunk one that foretells a whole chunk from every position; what is scored is its
+first offset, a distribution of the next token like any other. Shapes: B batch, T time, D model width, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+from trit.layers.chunk_head import ChunkConfig, check_chunk, chunk_logits, chunk_losses, chunk_specs
+from trit.layers.cutoff import check_rungs, stage_smoothing
+from trit.layers.embed import embed_tokens, embedding_specs, token_logits
+from trit.layers.engram import engram_layer, engram_specs
+from trit.layers.split_step import SplitStepConfig, check_split_step, split_step_layer, split_step_specs, split_step_stream
+
+
+@dataclass(frozen=True)
+class ArchConfig(ChunkConfig, SplitStepConfig):
+    """Settings of the blocks and of the head."""
+
+    experts = 0  # the optimiser asks every architecture
+
+
+def check_settings(cfg):
+    """ValueError where the settings of this architecture cannot be."""
+    check_split_step(cfg)
+    check_chunk(cfg)
+    if cfg.train.ladder:
+        check_rungs(cfg.train.ladder)
+
+
+def param_specs(cfg):
+    """Table of all tensors."""
+    specs = embedding_specs(cfg)
+    if cfg.engram.engram_buckets:
+        specs += engram_specs(cfg)
+    for i in range(cfg.model.num_layers):
+        specs += split_step_specs(cfg, f"block{i}")
+    if cfg.arch.chunk:
+        specs += chunk_specs(cfg)
+    return specs
+
+
+def in_training(ops, cfg, q):
+    """The weights `q` of a training step, told so: filters may then be applied by FFT, and chunks have a loss."""
+    return {**q, "training": True}
+
+
+def stage_arrays(cfg, rung):
+    """{name: numpy array} that the forward of a training step finds beside the weights at a rung of train.ladder: here a cutoff, as a share
+    of Nyquist."""
+    return {"smoothing": stage_smoothing(rung, cfg.arch.fir_taps)}
+
+
+def forward(ops, p, cfg, tokens):
+    """Token ids (B, T) -> (stream (B, T, D), auxiliary losses {name: scalar}). The stream at t depends on tokens up to t only."""
+    x = embed_tokens(ops, p, cfg, tokens)
+    for i in range(cfg.model.num_layers):
+        if cfg.engram.engram_buckets and i == cfg.engram.engram_layer:
+            x = x + engram_layer(ops, p, cfg, x, tokens)
+        update = split_step_layer(ops, p, cfg, f"block{i}", i, x, tokens)
+        if cfg.train.drop_path and "keep" in p:
+            update = p["keep"][i] * update
+        x = x + update
+    if cfg.arch.chunk and "training" in p:
+        return x, chunk_losses(ops, p, cfg, x, tokens)
+    return x, {}
+
+
+def readout(ops, p, cfg, x):
+    """Any positions of the stream (B, T, D) -> logits (B, T, V) float32, each from its own position alone."""
+    if cfg.arch.chunk:
+        return chunk_logits(ops, p, cfg, x, 1)[:, :, 0]
+    return token_logits(ops, p, cfg, x)
+
+
+def first_stream(ops, cfg, batch, like):
+    """What is known before the first token of a text: no input of any filter. [(B, K - 1, 2M) of every block]."""
+    channels = cfg.arch.fir_channels or cfg.model.model_dim
+    return [ops.zeros((batch, cfg.arch.fir_taps - 1, 2 * channels), like) for _ in range(cfg.model.num_layers)]
+
+
+def stream(ops, p, cfg, tokens, states, by_fft):
+    """Go on with texts by tokens (B, S), one or many -> (stream (B, S, D), states for the tokens after them). The cost of a token does not
+    grow with the text. With `by_fft` segments are convolved by FFT (overlap-save); without it nothing of this needs one."""
+    x, left = embed_tokens(ops, p, cfg, tokens), []
+    for i, before in enumerate(states):
+        update, after = split_step_stream(ops, p, cfg, f"block{i}", i, x, before, by_fft)
+        x = x + update
+        left.append(after)
+    return x, left
