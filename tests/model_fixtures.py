@@ -47,7 +47,7 @@ TINY = {
 # What an architecture has beyond those settings.
 TINY_KOOPMAN = {"koopman_state_dim": 32, "koopman_horizon": 64.0}
 TINY_SKC = {"skc_state_dim": 32, "skc_block": 8, "skc_capsules": 4, "skc_memory": 8.0}
-TINY_ARCH = {"koopman_ssm": TINY_KOOPMAN, "hybrid": TINY_KOOPMAN, "skc": TINY_SKC, "spectral_lm": {"fir_taps": 8}}
+TINY_ARCH = {"koopman_ssm": TINY_KOOPMAN, "hybrid": TINY_KOOPMAN, "skc": TINY_SKC, "spectral_lm": {"fir_taps": 16}}
 
 # Parts that any architecture may have, small.
 TINY_CAPSULES = {"capsules": 4, "capsule_dim": 16, "capsule_block": 8, "capsule_memory": 8.0}

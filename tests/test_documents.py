@@ -87,8 +87,7 @@ def test_no_change_of_a_document_moves_a_bit_of_another(name, flags, backend, ca
             assert np.array_equal(changed, tokens) or not np.array_equal(after[:, begin:end], before[:, begin:end])
 
 
-@pytest.mark.parametrize("flags", FLAGS)
-@pytest.mark.parametrize("name", arch_names())
+@pytest.mark.parametrize("name,flags", [(name, flags) for name in arch_names() for flags in FLAGS if takes(name, FLAGS[flags])])
 def test_without_the_option_documents_do_reach_each_other(name, flags):
     cfg, arrays = build(name, flags, isolated=False)
     tokens, documents = window("middle")
@@ -110,7 +109,8 @@ def test_one_document_alone_is_scored_as_without_the_option(name, flags, backend
 def by_itself(cfg, tokens, begin, end):
     """(tokens of one document, how many others stand before it): blocks are counted from the start of the window, so that a document
     must begin as deep in one as it did."""
-    blocks = [cfg.arch.capsule_block if cfg.arch.capsules else 1, cfg.arch.feedback_block if cfg.arch.feedback_passes else 1]
+    switches = {"capsules": "capsule_block", "feedback_passes": "feedback_block"}
+    blocks = [getattr(cfg.arch, block) if getattr(cfg.arch, switch, 0) else 1 for switch, block in switches.items()]
     lead = begin % max(getattr(cfg.arch, "skc_block", 1), *blocks)  # powers of two
     return np.concatenate([np.full((2, lead), BOS_ID + 1, np.int32), tokens[:, begin:end]], 1), lead
 

@@ -23,6 +23,7 @@ from trit.models import load_arch
 from trit.params import init_params
 from trit.train.checkpoint import load_checkpoint, save_checkpoint
 from trit.train.log import RunLog
+from trit.train.probe import with_probe
 from trit.train.run import run_training
 from trit.watch import Watchdog, watched
 
@@ -110,6 +111,7 @@ def launch(arguments, text, ops, start_process, make_backend, with_profile=None)
         if options.profile:
             # After compilation and the first steps on the clock.
             backend = with_profile(backend, folder, config.train.warmup_steps + 5, log)
+        backend = with_probe(backend, ops, arch, config, specs, log)
         backend = with_prediction(stoppable(backend), ops, config, specs, log)
         with Watchdog(options.stall_seconds, log.line if process.rank == 0 else print) as watchdog:
             run_training(config, specs, watched(backend, watchdog), run.data_path, run.seed, log, resumed, save_state)

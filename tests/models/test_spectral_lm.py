@@ -133,7 +133,7 @@ def test_the_past_never_moves(weights):
     tokens, other = random_tokens(cfg, 2, 64), random_tokens(cfg, 2, 64, 1)
     for kind, limit in ((np.float64, 1e-12), (np.float32, 1e-4)):
         p = {key: torch.from_numpy(np.asarray(x, kind)) for key, x in arrays.items()}
-        forms = {f: {**p, "training": True, "smoothing": torch.from_numpy(stage_smoothing(f, 8).astype(kind))} for f in STAGES}
+        forms = {f: {**p, "training": True, "smoothing": torch.from_numpy(stage_smoothing(f, 16).astype(kind))} for f in STAGES}
         for cut in (1, 32, 63):
             changed = torch.from_numpy(np.concatenate([tokens[:, :cut], other[:, cut:]], 1))
             for form, q in [*forms.items(), ("scored", p)]:
@@ -247,7 +247,7 @@ def test_a_step_compiles_as_one_graph_without_complex_nodes():
     torch._dynamo.reset()
     compiled = torch.compile(loss, fullgraph=True, backend=keep)
     for stage in STAGES:
-        smoothing = torch.from_numpy(stage_smoothing(stage, 8))
+        smoothing = torch.from_numpy(stage_smoothing(stage, 16))
         left, right = loss(p, smoothing), compiled(p, smoothing)
         assert abs(left - right) <= 1e-5
         for one, two in zip(*(torch.autograd.grad(x, list(p.values())) for x in (left, right))):
@@ -305,7 +305,7 @@ def test_filters_are_no_matrices():
     for settings in ({}, {"matrix_scheme": "int", "matrix_bits": 2}, {"scalar_bits": 1}, {"scalar_bits": 6, "scale_steps": 8}):
         specs = spectral_lm.param_specs(tiny_config(NAME, **settings))
         taps = [spec for spec in specs if spec.name.endswith(".taps")]
-        assert taps and all((spec.scheme, spec.bits, spec.group, spec.group_size) == ("int", 8, "scalar", 8) for spec in taps)
+        assert taps and all((spec.scheme, spec.bits, spec.group, spec.group_size) == ("int", 8, "scalar", 16) for spec in taps)
         assert {spec.name.split(".")[-1] for spec in specs if spec.group == "matrix"} == {"in", "out", "turn", "up", "down"}
     assert {spec.scheme for spec in spectral_lm.param_specs(tiny_config(NAME)) if spec.group == "matrix"} == {"ternary"}
 

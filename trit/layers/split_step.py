@@ -97,11 +97,16 @@ def lifted(ops, p, cfg, name, x):
     return u, z
 
 
-def lowered(ops, p, cfg, name, y, u):
-    """Filtered channels y (B, T, 2M) -> the block's update (B, T, D). One scale for all channels of a token: relative sizes and all phases
-    stay, which a norm of every channel would not leave."""
+def scaled(ops, p, name, y):
+    """Filtered channels y (B, T, 2M) over their root mean square. One scale for all channels of a token: relative sizes and all phases stay,
+    which a norm of every channel would not leave."""
     gamma = p[name + ".gamma"] * math.sqrt(0.5)  # rms_norm divides by the mean over planes, a channel has two
-    r = turned(ops, p, cfg, name, ops.rms_norm(y) * ops.concat([gamma, gamma], 0), u)
+    return ops.rms_norm(y) * ops.concat([gamma, gamma], 0)
+
+
+def lowered(ops, p, cfg, name, y, u):
+    """Filtered channels y (B, T, 2M) -> the block's update (B, T, D)."""
+    r = turned(ops, p, cfg, name, scaled(ops, p, name, y), u)
     if cfg.train.compute_dtype != "float32":
         r = ops.cast(r, cfg.train.compute_dtype)
     return project(ops, p, cfg, name + ".out", r)

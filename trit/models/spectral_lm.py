@@ -9,11 +9,24 @@ first offset, a distribution of the next token like any other. Shapes: B batch, 
 
 from dataclasses import dataclass
 
-from trit.layers.chunk_head import ChunkConfig, check_chunk, chunk_logits, chunk_losses, chunk_specs
+import numpy as np
+
+from trit.layers.chunk_head import ChunkConfig, check_chunk, chunk_logits, chunk_losses, chunk_specs, offset_losses
 from trit.layers.cutoff import check_rungs, stage_smoothing
 from trit.layers.embed import embed_tokens, embedding_specs, token_logits
 from trit.layers.engram import engram_layer, engram_specs
-from trit.layers.split_step import SplitStepConfig, check_split_step, split_step_layer, split_step_specs, split_step_stream
+from trit.layers.fir import block_filter
+from trit.layers.split_step import (
+    SplitStepConfig,
+    block_taps,
+    check_split_step,
+    lifted,
+    scaled,
+    split_step_layer,
+    split_step_specs,
+    split_step_stream,
+    turned,
+)
 
 
 @dataclass(frozen=True)
@@ -91,3 +104,34 @@ def stream(ops, p, cfg, tokens, states, by_fft):
         x = x + update
         left.append(after)
     return x, left
+
+
+def probed_groups(cfg):
+    """{group: names of its tensors}: those whose gradients a run reports, for they turn and filter."""
+    blocks = [f"block{i}" for i in range(cfg.model.num_layers)]
+    parts = [".angle"] + ([".bend"] if cfg.arch.turn != "none" else []) + ([".turn"] if cfg.arch.turn == "input" else [])
+    return {"phase": [block + part for block in blocks for part in parts], "taps": [block + ".taps" for block in blocks]}
+
+
+def probe(ops, p, cfg, tokens):
+    """What a run reports of weights on tokens (B, T), {name: number}: of every block the energy after its turn over that before (1 but for
+    rounding) and the stream's root mean square; how far a change of the last half of the tokens moves the first, by FFT and as it is scored,
+    over the stream's largest value; and where there is a chunk head the loss of every offset."""
+    found, x = {}, embed_tokens(ops, p, cfg, tokens)
+    for i in range(cfg.model.num_layers):
+        name = f"block{i}"
+        u, z = lifted(ops, p, cfg, name, x)
+        r = scaled(ops, p, name, block_filter(ops, z, block_taps(ops, p, cfg, name, i, z), None))
+        before, after = (np.square(ops.to_numpy(part).astype(np.float64)).sum() for part in (r, turned(ops, p, cfg, name, r, u)))
+        found[f"energy{i}"] = float(after / before)
+        x = x + split_step_layer(ops, p, cfg, name, i, x, tokens)
+        found[f"rms{i}"] = float(ops.mean(x * x)) ** 0.5
+    half = tokens.shape[1] // 2
+    changed = ops.concat([tokens[:, :half], (tokens[:, half:] + 1) % cfg.model.vocab_size], 1)
+    for form, q in (("leak_fft", {**p, "training": True}), ("leak_scored", p)):
+        before, moved = forward(ops, q, cfg, tokens)[0], forward(ops, q, cfg, changed)[0]
+        found[form] = float(ops.max(ops.abs((before - moved)[:, :half]))) / float(ops.max(ops.abs(before)))
+    losses = offset_losses(ops, p, cfg, x, tokens) if cfg.arch.chunk else None
+    if losses is not None:
+        found |= {f"offset{j + 1}": float(ops.mean(losses[:, :, j])) for j in range(cfg.arch.chunk)}
+    return found
