@@ -1,6 +1,5 @@
 """What the model and training tests share: tiny configurations of every architecture, weights that are nowhere constant, both backends."""
 
-import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from trit.config_load import load
+from trit.config_load import known_fields, load
 from trit.eval.temperature import model_logits
 from trit.layers.backbone import BackboneConfig
 from trit.models import arch_names, load_arch
@@ -51,7 +50,7 @@ TINY_KOOPMAN = {"koopman_state_dim": 32, "koopman_horizon": 64.0}
 TINY_SKC = {"skc_state_dim": 32, "skc_block": 8, "skc_capsules": 4, "skc_memory": 8.0}
 TINY_SEM = {"codes": 32, "code_support": 4, "cost_dim": 16, "state_groups": 2, "state_modes": 16, "spinor_block": 4}
 TINY_SEM |= {"graph_scales": 2, "graph_degree": 3}
-TINY_ARCH = {"koopman_ssm": TINY_KOOPMAN, "hybrid": TINY_KOOPMAN, "skc": TINY_SKC, "sem": TINY_SEM}
+TINY_ARCH = {"koopman_ssm": TINY_KOOPMAN, "hybrid": TINY_KOOPMAN, "skc": TINY_SKC, "sem": TINY_SEM, "spectral_lm": {"fir_taps": 16}}
 
 # Parts that any architecture may have, small.
 TINY_CAPSULES = {"capsules": 4, "capsule_dim": 16, "capsule_block": 8, "capsule_memory": 8.0}
@@ -97,9 +96,10 @@ BACKBONE = [name for name in arch_names() if issubclass(load_arch(name).ArchConf
 
 
 def takes(name, settings):
-    """Whether an architecture has all the parts that `settings` name."""
-    backbone = {field.name for field in dataclasses.fields(BackboneConfig)}
-    return name in BACKBONE or not backbone & settings.keys()
+    """Whether an architecture has all that a row sets, and tensors of the scope that it adapts. What stands on the backbone has."""
+    fields = known_fields(load_arch(name).ArchConfig)
+    has = set(settings) <= {key.partition(".")[2] for key in fields}
+    return name in BACKBONE or has and settings.get("ttt_scope") != "feedback"
 
 
 # Every row on the plainest architecture, those that combine several on all: `make test-all` runs the rest.

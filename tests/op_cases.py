@@ -72,6 +72,17 @@ def turning_decays(*shape):
     return np.concatenate([modulus * np.cos(angle), modulus * np.sin(angle)], -1).astype(np.float32)
 
 
+def complex_filter(x, taps):
+    """x (B, T, 2C) and taps (2C, K) as C complex channels, filtered lag by lag."""
+    channels, length = x.shape[2] // 2, x.shape[1]
+    z = x[..., :channels].astype(np.float64) + 1j * x[..., channels:]
+    weights = taps[:channels].astype(np.float64) + 1j * taps[channels:]
+    y = np.zeros(z.shape, np.complex128)
+    for lag in range(min(taps.shape[1], length)):
+        y[:, lag:] += weights[:, lag] * z[:, : length - lag]
+    return np.concatenate([y.real, y.imag], -1)
+
+
 def some_decays(*shape):
     """Uniform in (0, 1), one in eight of them 0."""
     return (GENERATOR.random(shape) * (GENERATOR.random(shape) > 0.125)).astype(np.float32)
@@ -148,13 +159,13 @@ CASES = [
     Case("log", lambda ops, x: ops.log(x), np.log, (POSITIVE,)),
     Case("expm1", lambda ops, x: ops.expm1(x), np.expm1, (X * np.float32(1e-3),)),
     Case("softplus", lambda ops, x: ops.softplus(x), lambda x: np.logaddexp(x, 0), (normal(20) * 6,)),
-    Case("cos", lambda ops, x: ops.cos(x), np.cos, (X * 3,)),
-    Case("sin", lambda ops, x: ops.sin(x), np.sin, (X * 3,)),
     Case("sqrt", lambda ops, x: ops.sqrt(x), np.sqrt, (POSITIVE,)),
     Case("rsqrt", lambda ops, x: ops.rsqrt(x), lambda x: 1 / np.sqrt(x), (POSITIVE,)),
     Case("inverse", lambda ops, x: ops.inverse(x), np.linalg.inv, (np.eye(5, dtype=np.float32) * 4 + normal(3, 5, 5),)),
     Case("rotary_table", turned, rotary, (normal(2, 3, 300, 8), np.float32([1.0, 0.03]))),
     Case("rotary", turned, rotary, (normal(2, 1, 17, 6), np.float32([1.0, 0.5, 0.01]))),
+    Case("cos", lambda ops, x: ops.cos(x), np.cos, (normal(20) * 50,)),
+    Case("sin", lambda ops, x: ops.sin(x), np.sin, (normal(20) * 50,)),
     Case("sigmoid", lambda ops, x: ops.sigmoid(x), lambda x: 1 / (1 + np.exp(-x)), (normal(20) * 5,)),
     Case(
         "leaky_relu", lambda ops, x: ops.leaky_relu(x, 0.5), lambda x: np.where(x > 0, x, 0.5 * x), (np.append(X.ravel(), np.float32(0)),)
@@ -201,6 +212,9 @@ CASES = [
     Case("complex_scan", lambda ops, a, b: ops.complex_scan(a, b), complex_scan, (turning_decays(1, 1, 4), normal(1, 1, 8))),
     Case("logsumexp", lambda ops, x: ops.logsumexp(x, 0), lambda x: np.log(np.exp(x).sum(0)), (X * 4,)),
     Case("logsumexp", lambda ops, x: ops.logsumexp(x, 1), lambda x: np.log(np.exp(x).sum(1)), (X + 30,)),
+    Case("complex_filter", lambda ops, x, taps: ops.complex_filter(x, taps), complex_filter, (normal(2, 21, 6), normal(6, 8))),
+    Case("complex_filter", lambda ops, x, taps: ops.complex_filter(x, taps), complex_filter, (normal(1, 1, 2), normal(2, 5))),
+    Case("complex_filter", lambda ops, x, taps: ops.complex_filter(x, taps), complex_filter, (normal(2, 3, 4), normal(4, 1))),
     Case("log_softmax", lambda ops, z: ops.log_softmax(z), lambda z: np.log(softmax(z)), (normal(2, 3, 6) * 4,)),
     Case("log_softmax", lambda ops, z: ops.log_softmax(z), lambda z: np.log(softmax(z)), (normal(2, 3, 6) + 30,)),
     Case("cross_entropy", lambda ops, z, t: ops.cross_entropy(z, t), cross_entropy, (normal(2, 3, 6) * 4, TOKENS)),

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from model_fixtures import BACKBONE, BACKENDS, largest_difference, load_arch, logits_of, random_arrays, random_tokens, start, tiny_config
+from model_fixtures import BACKENDS, largest_difference, load_arch, logits_of, random_arrays, random_tokens, start, takes, tiny_config
 
 from trit.compress.quantize import fake_quantize, group_layout, quantize
 from trit.models import arch_names
@@ -85,8 +85,9 @@ def test_a_step_depends_on_seed_and_step_and_on_nothing_else(backend, settings):
 
 @pytest.mark.parametrize("name", arch_names())
 def test_both_array_libraries_take_the_same_step(name):
-    recurs = {"recurrent_layers": "0", "recurrence_start": 0.5} if name in BACKBONE else {}
-    cfg = tiny_config(name, **NOISY, **DROPPING, grad_accum_steps=2, loss_chunk_tokens=16, **recurs)
+    recurring = {"recurrent_layers": "0", "recurrence_start": 0.5}
+    recurring = recurring if takes(name, recurring) else {}
+    cfg = tiny_config(name, **NOISY, **DROPPING, grad_accum_steps=2, loss_chunk_tokens=16, **recurring)
     rows = random_tokens(cfg, 4, 33)
     for shallow in (True, False):
         found = [

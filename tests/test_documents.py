@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from model_fixtures import (
-    BACKBONE,
     BACKENDS,
     TINY_CAPSULES,
     TINY_EXPERTS,
@@ -42,7 +41,7 @@ FLAGS = {
     "feedback": TINY_FEEDBACK | {"feedback_passes": 2},
     "experts": TINY_EXPERTS,
 }
-MODELS = [(name, flags, backend) for name in arch_names() for flags in FLAGS for backend in BACKENDS if takes(name, FLAGS[flags])]
+MODELS = [(name, flags, backend) for name in arch_names() for flags in FLAGS if takes(name, FLAGS[flags]) for backend in BACKENDS]
 
 
 def build(name, flags, isolated=True):
@@ -88,7 +87,7 @@ def test_no_change_of_a_document_moves_a_bit_of_another(name, flags, backend, ca
             assert np.array_equal(changed, tokens) or not np.array_equal(after[:, begin:end], before[:, begin:end])
 
 
-@pytest.mark.parametrize("name,flags", dict.fromkeys((name, flags) for name, flags, _ in MODELS))
+@pytest.mark.parametrize("name,flags", [(name, flags) for name in arch_names() for flags in FLAGS if takes(name, FLAGS[flags])])
 def test_without_the_option_documents_do_reach_each_other(name, flags):
     cfg, arrays = build(name, flags, isolated=False)
     tokens, documents = window("middle")
@@ -110,10 +109,9 @@ def test_one_document_alone_is_scored_as_without_the_option(name, flags, backend
 def by_itself(cfg, tokens, begin, end):
     """(tokens of one document, how many others stand before it): blocks are counted from the start of the window, so that a document
     must begin as deep in one as it did."""
-    arch, blocks = cfg.arch, [1]
-    if cfg.model.name in BACKBONE:
-        blocks = [arch.capsule_block if arch.capsules else 1, arch.feedback_block if arch.feedback_passes else 1]
-    lead = begin % max(getattr(arch, "skc_block", 1), *blocks, 1)  # powers of two
+    switches = {"capsules": "capsule_block", "feedback_passes": "feedback_block"}
+    blocks = [getattr(cfg.arch, block) if getattr(cfg.arch, switch, 0) else 1 for switch, block in switches.items()]
+    lead = begin % max(getattr(cfg.arch, "skc_block", 1), *blocks)  # powers of two
     return np.concatenate([np.full((2, lead), BOS_ID + 1, np.int32), tokens[:, begin:end]], 1), lead
 
 

@@ -23,6 +23,8 @@ ENGRAM = {"engram_buckets": 64}
 MEMORIES = {"ngram_order": 3, "ngram_nodes": 1040, "eval_engram_buckets": 64, "eval_engram_entropy": 0.5, "memory_chunk_tokens": 8}
 LEARNING = {"ttt_scope": "lora", "eval_chunk_tokens": 64}
 MANY = {"num_layers": 4, "train_batch_tokens": 128}
+CHUNK = {"chunk": 8, "embed_dim": 32}
+LADDER = {"ladder": "0.5,1", "ladder_window": 4, "ladder_gain": 0.9, "iterations": 16, "ladder_end": 0.9, "log_every": 1}
 GRIDS = {"scalar_bits": 6, "scale_steps": 8, "embed_bits": 4, "engram_bits": 2, "engram_buckets": 64}
 
 # Settings that need another context than BASE, or another value than the first that is valid.
@@ -55,6 +57,10 @@ CONTEXTS = {
     "train.seq_schedule": ("8:0.5", {}),
     "train.batch_schedule": ("64:0.5", {}),
     "train.recurrence_start": (0.6, {"recurrent_layers": "0"}),
+    "train.ladder": ("0.5,1", {}),
+    "train.ladder_window": (12, LADDER),
+    "train.ladder_gain": (1e-6, LADDER),
+    "train.ladder_end": (0.3, LADDER | {"ladder_window": 100}),
     "train.carry": ("true", TINY_CAPSULES),
     "train.carry_reset": (0.9, TINY_CAPSULES | {"carry": "true"}),
     "train.carry_windows": (2, TINY_CAPSULES | {"carry": "true"}),
@@ -107,13 +113,19 @@ CONTEXTS = {
     "arch.encoder": ("embedding", {"embed_dim": 32}),
     "arch.sinkhorn_rounds": (2, {}),
     "arch.propagators": (1, {}),
+    "arch.fir_channels": (16, {}),
+    "arch.chunk": (4, CHUNK | {"chunk": 0}),
+    "arch.chunk_rank": (16, CHUNK),
+    "arch.chunk_weight": (0.1, CHUNK),
 }
+# Settings beside arch.* that only some architectures heed.
+HEEDED_BY = dict.fromkeys(("ladder", "ladder_window", "ladder_gain", "ladder_end"), "spectral_lm")
 # By the first word of an arch setting's name.
 FAMILIES = {"capsule": TINY_CAPSULES, "feedback": TINY_FEEDBACK, "expert": TINY_EXPERTS}
 
 # By contract these change no number; the counted program must change instead.
 COUNTED_ONLY = {"train.loss_chunk_tokens", "eval.eval_batch_seqs", "train.warmup_steps", "eval.evaluation_only", "eval.eval_compile"}
-COUNTED_ONLY |= {"train.compile", "train.attention_kernel", "eval.freeze_check_strict", "compress.coders"}
+COUNTED_ONLY |= {"arch.fir_training", "train.compile", "train.attention_kernel", "eval.freeze_check_strict", "compress.coders"}
 # What a run, a build or a certificate reads beside the program, each held by the test named here.
 ELSEWHERE = {
     "train.checkpoint_every": "test_resume.py",
@@ -173,7 +185,7 @@ def other_value(field, held):
 def two_configs(section, field):
     """(Config without, Config with another value of a setting) in a context where it matters."""
     key = f"{section}.{field.name}"
-    arch = arch_of(field.name) if section == "arch" else "unet"
+    arch = arch_of(field.name) if section == "arch" else HEEDED_BY.get(field.name, "unet")
     value, context = CONTEXTS.get(key, (None, FAMILIES.get(field.name.split("_")[0], {}) if section == "arch" else {}))
     before = tiny_config(arch, **BASE | context)
     if value is None:

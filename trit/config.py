@@ -89,6 +89,12 @@ class TrainConfig:
     batch_schedule: str = setting("", "tokens of an optimiser step first, likewise; then train_batch_tokens")
     recurrence_start: float = setting(0.0, "share of the clock from which arch.recurrent_layers recur in training; in evaluation always")
     drop_path: float = setting(0.0, "probability that a training window skips a block (stochastic depth)", env="STOCHASTIC_DEPTH_PROB")
+    ladder: str = setting(
+        "", "what an architecture lets training begin with, rung by rung to its full value; spectral_lm: cutoffs, as 0.125,0.25,0.5,1"
+    )
+    ladder_window: int = setting(50, "steps whose losses say whether a rung has nothing more to give; more where they are noisy")
+    ladder_gain: float = setting(0.005, "least share by which the loss must fall from the first half of them to the second to stay")
+    ladder_end: float = setting(0.5, "share of the clock at which the last rung begins, if it has not by then")
     carry: bool = setting(
         False,
         "each row of a batch goes on with its text of the step before, and Koopman and SKC mixers and capsules with their state; "

@@ -163,8 +163,8 @@ def validate(config, world_size=1):
         require(least <= nodes <= 2**30, "eval.ngram_nodes", nodes, f"must be at least 4 * vocab_size = {least} and at most {2**30}")
     if hasattr(config.arch, "layer_map"):
         check_layer_map(config)
-    if hasattr(load_arch(model.name), "check_arch"):
-        load_arch(model.name).check_arch(config)
+    if hasattr(load_arch(model.name), "check_settings"):
+        load_arch(model.name).check_settings(config)
     if evaluation.ttt_scope != "none":
         for name in ("ttt_clip", "ttt_epochs", "ttt_lora_rank"):
             require(getattr(evaluation, name) > 0, f"eval.{name}", getattr(evaluation, name), "must be positive")

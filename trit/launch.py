@@ -24,6 +24,7 @@ from trit.models import load_arch
 from trit.params import init_params
 from trit.train.checkpoint import load_checkpoint, save_checkpoint
 from trit.train.log import RunLog
+from trit.train.probe import with_probe
 from trit.train.run import run_training
 from trit.watchdog import Watchdog, watched
 
@@ -117,6 +118,7 @@ def trained(options, overrides, ops, start_process, make_backend, with_profile):
         if options.profile:
             # After compilation and the first steps on the clock.
             backend = with_profile(backend, folder, config.train.warmup_steps + 5, log)
+        backend = with_probe(backend, ops, arch, config, specs, log)
         backend = with_prediction(stoppable(backend), ops, config, specs, log)
         say_stalled = log.line if process.rank == 0 else print
         with training(backend, config, resumed[1] if resumed else 0) as backend, Watchdog(options.stall_seconds, say_stalled) as watchdog:

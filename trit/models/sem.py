@@ -21,7 +21,7 @@ from trit.layers.propagator import (
 from trit.layers.transport import TransportConfig, check_transport, encoded, transport_specs, transport_state
 from trit.params import ParamSpec, on_grid, scalar_spec
 
-__all__ = ["ArchConfig", "check_arch", "folded", "forward", "param_specs", "readout", "update_state"]
+__all__ = ["ArchConfig", "check_settings", "folded", "forward", "param_specs", "readout", "update_state"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ArchConfig(PropagatorConfig, ComplexSsmConfig, TransportConfig):
     experts = 0  # no annotation: a constant, not a setting
 
 
-def check_arch(cfg):
+def check_settings(cfg):
     """ValueError where settings cannot be."""
     check_transport(cfg)
     check_complex_ssm(cfg)

@@ -8,6 +8,7 @@ import numpy as np
 
 from trit.ops.chunked_scan import chunked_scan, scan_gradients
 from trit.ops.complex_scan import complex_scan_gradients, complex_scan_states
+from trit.ops.fft_size import fft_size
 
 
 def from_numpy(array, like=None):
@@ -146,10 +147,12 @@ def softplus(x):
 
 
 def cos(x):
+    """Cosine of every number, in radians."""
     return mx.cos(x)
 
 
 def sin(x):
+    """Sine of every number, in radians."""
     return mx.sin(x)
 
 
@@ -245,6 +248,36 @@ def complex_scan(decays, inputs):
 def logsumexp(x, axis):
     """Logarithm of the sum of exponentials along an axis, which goes away."""
     return mx.logsumexp(x, axis)
+
+
+def complex_filter(x, taps):
+    """Causal filter of complex channels over time: real x (B, T, 2C), real parts before imaginary ones, and taps (2C, K), likewise and
+    that of lag 0 first -> (B, T, 2C). By FFT, so that an output holds rounding of what comes after it."""
+    length, count = x.shape[1], taps.shape[1]
+    size = fft_size(length + count - 1)
+
+    def signal_spectrum(x):
+        planes = x.reshape(x.shape[0], length, 2, -1).transpose(0, 3, 1, 2)
+        return mx.fft.fft(mx.contiguous(planes).view(mx.complex64).squeeze(-1), size)
+
+    def signal_of(transform):
+        planes = mx.contiguous(mx.fft.ifft(transform)[..., :length, None]).view(mx.float32)
+        return planes.transpose(0, 2, 3, 1).reshape(planes.shape[0], length, -1)
+
+    def taps_spectrum(taps):
+        planes = mx.contiguous(taps.reshape(2, -1, count).transpose(1, 2, 0))
+        return mx.fft.fft(planes.view(mx.complex64).squeeze(-1), size)
+
+    def gradients(given, gradient, _):
+        x, taps = given
+        arriving = signal_spectrum(gradient)
+        of_taps = mx.fft.ifft((arriving * signal_spectrum(x).conj()).sum(0))[:, :count, None]
+        of_taps = mx.contiguous(of_taps).view(mx.float32).transpose(2, 0, 1).reshape(taps.shape)
+        return signal_of(arriving * taps_spectrum(taps).conj()), of_taps
+
+    applied = mx.custom_function(lambda x, taps: signal_of(signal_spectrum(x) * taps_spectrum(taps)))
+    applied.vjp(gradients)
+    return applied(x, taps)
 
 
 def log_softmax(x):

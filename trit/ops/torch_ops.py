@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as functional
 from torch.utils.checkpoint import checkpoint
 
+from trit.ops.torch_filter import ComplexFilter
 from trit.ops.torch_flash import flash_kernel
 from trit.ops.torch_fp8 import Fp8Product
 from trit.ops.torch_scan import ComplexScan, LinearScan
@@ -149,10 +150,12 @@ def softplus(x):
 
 
 def cos(x):
+    """Cosine of every number, in radians."""
     return torch.cos(x)
 
 
 def sin(x):
+    """Sine of every number, in radians."""
     return torch.sin(x)
 
 
@@ -241,6 +244,12 @@ def complex_scan(decays, inputs):
 def logsumexp(x, axis):
     """Logarithm of the sum of exponentials along an axis, which goes away."""
     return torch.logsumexp(x, axis)
+
+
+def complex_filter(x, taps):
+    """Causal filter of complex channels over time: real x (B, T, 2C), real parts before imaginary ones, and taps (2C, K), likewise and
+    that of lag 0 first -> (B, T, 2C). By FFT, so that an output holds rounding of what comes after it."""
+    return ComplexFilter.apply(x, taps)
 
 
 def log_softmax(x):

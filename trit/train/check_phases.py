@@ -1,6 +1,8 @@
 """What the schedules of phases may say: checked before a run, never shipped."""
 
+from trit.models import load_arch
 from trit.train.phases import parse_schedule
+from trit.train.plateau import LONGEST_WINDOW
 
 
 def read_schedule(name, text):
@@ -49,6 +51,7 @@ def check_phases(config, world_size):
     if config.quant.noise and config.quant.matrix_scheme != "ternary":
         raise ValueError(f"quant.noise={config.quant.noise} needs ternary weights; set quant.matrix_scheme=ternary, or it to 0")
     check_carry(config)
+    check_ladder(config)
     phased = train.seq_schedule or train.batch_schedule or train.recurrence_start or config.engram.write_every > 1
     if phased and train.compile and not train.warmup_steps:
         raise ValueError("train.warmup_steps=0 would compile every phase on the clock; set it to 1 or more, or train.compile=false")
@@ -85,3 +88,28 @@ def check_carry(config):
         if block < 1 or train.train_seq_len % block:
             reason = f"carries whole blocks: {name}={block} must divide train.train_seq_len={train.train_seq_len}"
             raise ValueError(f"train.carry=True {reason}")
+
+
+def check_ladder(config):
+    """ValueError where train.ladder holds no numbers, or nothing climbs it."""
+    train = config.train
+    if not train.ladder:
+        for name in ("ladder_window", "ladder_gain", "ladder_end"):
+            if getattr(train, name) != getattr(type(train), name):
+                raise ValueError(f"train.{name}={getattr(train, name)} does nothing while train.ladder is empty")
+        return
+    if not hasattr(load_arch(config.model.name), "stage_arrays"):
+        raise ValueError(f"train.ladder={train.ladder!r}: model.name={config.model.name} has nothing to climb it; leave it empty")
+    try:
+        rungs = [float(part) for part in train.ladder.split(",")]
+    except ValueError:
+        rungs = []
+    if len(rungs) < 2:
+        raise ValueError(f"train.ladder={train.ladder!r} must be two numbers or more, for example 0.125,0.25,0.5,1")
+    window = train.ladder_window
+    if not (4 <= window <= LONGEST_WINDOW and window % 2 == 0):
+        raise ValueError(f"train.ladder_window={window} must be even, from 4 to {LONGEST_WINDOW}")
+    if not 0 < train.ladder_gain < 1:
+        raise ValueError(f"train.ladder_gain={train.ladder_gain} must lie between 0 and 1")
+    if not 0 < train.ladder_end < 1:
+        raise ValueError(f"train.ladder_end={train.ladder_end} must lie between 0 and 1: what is scored is the last rung")

@@ -28,13 +28,15 @@ def summed_loss(ops, arch, cfg, q, stream, targets):
 def training_loss(ops, arch, cfg, q, tokens, targets):
     """(objective, cross-entropy), scalars in nats a token, of seen weights `q` on int arrays (B, T). Beside weights `q` may hold what
     holds for this step alone, as the forward knows it ("shallow": recurrent layers are visited once; "keep": what the updates of blocks are
-    multiplied with; "idle": the engram's tables get no gradient). With train.carry it holds under "carry" what the windows before left
+    multiplied with; "idle": the engram's tables get no gradient), and what an architecture's `in_training` adds. With train.carry it holds under "carry" what the windows before left
     (trit/layers/scan.py), and what these leave is returned third, without gradient.
 
     The objective adds the architecture's auxiliary losses. With train.loss_chunk_tokens no more logits than that exist at once, neither
     here nor in the backward pass, which computes them again. With train.fp8 the stream is computed with products in 8-bit floats, but
     not read out.
     """
+    if hasattr(arch, "in_training"):
+        q = arch.in_training(ops, cfg, q)
     if cfg.train.carry:
         carried = list(q["carry"])
         q = {**q, "carry": carried}

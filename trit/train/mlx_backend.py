@@ -148,6 +148,9 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
         if cfg.train.drop_path:
             kept = kept_blocks(cfg, held["moment"], len(inputs), process.rank, process.world)
             micro = [{"keep": ops.cast(mx.array(part), cfg.train.compute_dtype)} for part in np.split(kept, parts, 1)]
+        if cfg.train.ladder:
+            staged = {name: mx.array(array) for name, array in arch.stage_arrays(cfg, held["moment"].rung).items()}
+            micro = [beside | staged for beside in micro]
         if cfg.train.carry:
             held["left"] = []
             going_on = np.split(kept_streams(cfg, held["moment"], len(inputs), process.rank, process.world), parts)

@@ -27,7 +27,8 @@ class Moment(NamedTuple):
 
 def has_moments(cfg):
     """Whether a step must know its `Moment`. Static: without it none is ever made."""
-    return cfg.train.recurrence_start > 0 or cfg.train.drop_path > 0 or cfg.quant.noise > 0 or cfg.engram.write_every > 1 or cfg.train.carry
+    chance = cfg.train.drop_path > 0 or cfg.quant.noise > 0
+    return cfg.train.recurrence_start > 0 or chance or cfg.engram.write_every > 1 or cfg.train.carry or cfg.train.ladder != ""
 
 
 def has_phases(cfg):

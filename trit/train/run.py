@@ -3,6 +3,7 @@
 from trit.data.loader import open_loader
 from trit.params import parameter_count
 from trit.train.loop import train, wall_clock, warm_up
+from trit.train.plateau import with_ladder
 
 
 def run_training(cfg, specs, backend, data_path, seed, log, resumed, save):
@@ -11,6 +12,8 @@ def run_training(cfg, specs, backend, data_path, seed, log, resumed, save):
     `save(state, step, seconds, position)` writes a checkpoint.
     """
     step, seconds, position = 0, 0.0, 0
+    if cfg.train.ladder:
+        backend = with_ladder(cfg, backend, log)
     if resumed:
         state, step, seconds, position = resumed
         backend.restore(state)

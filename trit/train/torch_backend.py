@@ -264,6 +264,8 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
                     known["keep"] = ops.cast(sent(np.ascontiguousarray(kept.pop()), process), cfg.train.compute_dtype)
                 if cfg.engram.write_every > 1 and held["moment"].step % cfg.engram.write_every:
                     known["idle"] = True
+                if cfg.train.ladder:
+                    known |= {name: sent(array, process) for name, array in arch.stage_arrays(cfg, held["moment"].rung).items()}
                 if cfg.train.carry:
                     number = len(held["left"])
                     going_on = sent(np.ascontiguousarray(streams[number]), process)
