@@ -1,4 +1,4 @@
-"""What each rule of writing the spectral model costs a step: python benchmarks/spectral_ladder.py [--rounds 20] [--batch 4] [key=value ...]
+"""What each rule of writing the spectral model costs a step: python -m benchmarks.spectral_ladder [--rounds 20] [--batch 4] [key=value ...]
 
 V0 convolves in complex128 and turns in polar coordinates; V1 the same in complex64; V2 is the model as it is, real pairs and Cartesian
 turns, run step by step; V3 is V2 compiled. V4 and V5 filter by block products instead of FFT, as evaluation does. One set of weights, one
@@ -69,7 +69,7 @@ def variant(name, cfg, weights, rows):
     def run():
         split_step.turned = turned
         value = loss(weights)
-        return float(value), torch.autograd.grad(value, list(weights.values()))
+        return float(value.detach()), torch.autograd.grad(value, list(weights.values()))
 
     return run
 
