@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from model_fixtures import random_tokens, start, tiny_config
+from record_fixtures import counted_and_package
 
 from trit.train.backend import Backend
 from trit.train.log import Log
@@ -125,3 +126,11 @@ def test_warm_up_leaves_the_ladder_at_its_foot():
     warm_up(cfg, trained, 1)
     after = trained.state()
     assert before.keys() == after.keys() and all(np.array_equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("library", ["torch", "mlx"])
+def test_the_counted_file_trains_climbs_and_scores_as_the_package_does(library, shard_folder, tmp_path):
+    cfg = tiny_config(NAME, vocab_size=260, ladder="0.25,1", iterations=8, chunk=4, chunk_rank=8, embed_dim=32, calibration_evals=0)
+    alone, package, steps = counted_and_package(cfg, shard_folder, tmp_path, library)
+    assert steps == 8 and np.array_equal(alone, package)
