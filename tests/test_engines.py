@@ -190,6 +190,7 @@ def test_a_submission_that_was_cut_off_is_cancelled_by_its_name(place, cluster):
     folders = place.work(2, 30.0)
     engine = make_engine(Study("some", ()), place.out, options("slurm"))
     engine.start(folders, "small_work")
+    wait_for(lambda: len(place.starts()) == 2)  # they have read how long they are to work
     (file,) = place.out.glob(".slurm/*/jobs.json")
     file.write_text(json.dumps({"jobs": None}))
     place.work(2, 0.0)
