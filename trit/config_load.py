@@ -202,6 +202,11 @@ def save(config, path):
     atomic_write(path, (json.dumps(to_dict(config), indent=1, sort_keys=True) + "\n").encode())
 
 
+def run_folder(run):
+    """Path of the folder that a run's files go to."""
+    return Path(run.out_path or f"runs/{run.run_id}")
+
+
 def describe(config, run, origins, changed=False):
     """The resolved configuration as text: one line a section, values that are not defaults marked with their origin; or those alone."""
     lines = []

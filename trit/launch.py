@@ -10,13 +10,12 @@ import signal
 import sys
 import traceback
 import warnings
-from pathlib import Path
 from types import SimpleNamespace
 
 from trit.bars import training
 from trit.compress.live import with_prediction
 from trit.compress.plan import budget_table, check_plan, plan
-from trit.config_load import describe, load, save
+from trit.config_load import describe, load, run_folder, save
 from trit.console import INTERRUPTED, Parser, above_bars, command
 from trit.data.firewall import Firewall, validation_files
 from trit.data.manifest import check_vocabulary
@@ -32,7 +31,7 @@ from trit.watchdog import Watchdog, watched
 def prepare_run(options, overrides, world):
     """(config, run, text of the resolved settings, run folder, resumed state or None), all checked before any device work."""
     config, run, origins = load(options.config, os.environ, overrides, world)
-    folder = Path(run.out_path or f"runs/{run.run_id}")
+    folder = run_folder(run)
     resumed = None
     if run.resume:
         before, *resumed = load_checkpoint(folder / "checkpoint.npz")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trit.compress.plan import check_plan, plan
-from trit.config_load import describe, load
+from trit.config_load import describe, load, run_folder
 from trit.console import Parser, command
 from trit.data.manifest import check_vocabulary, resolve_tokenizer
 from trit.data.shards import shard_files, shard_length
@@ -100,8 +100,8 @@ def missing_data(config, run):
         return [f"shards: no folder {path}; {mend}"]
     for split in ("train", "val"):
         try:
-            if not sum(map(shard_length, shard_files(path, split))):
-                faults.append(f"shards: the {split} shards of {path} are empty; {mend}")
+            for file in shard_files(path, split):
+                shard_length(file)  # which refuses an empty one
         except (ValueError, OSError) as fault:
             faults.append(f"shards: {fault}")
     try:
@@ -127,7 +127,7 @@ def missing(options, config, run):
     """([what would end the run before it has trained], [what is doubtful]), a line each."""
     specs = load_arch(config.model.name).param_specs(config)
     faults = missing_packages(config) + (missing_gpus(listed_gpus(), options.gpus, options.gpu_memory) if options.gpus else [])
-    folder = Path(run.out_path or f"runs/{run.run_id}")
+    folder = run_folder(run)
     faults += missing_data(config, run) + missing_room(config, specs, folder)
     if not options.study and not run.resume and (checkpoint := folder / "checkpoint.npz").exists():
         faults.append(f"run: {checkpoint} is there and would be written over; choose another run_id=, or resume=true")
