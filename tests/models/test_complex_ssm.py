@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from model_fixtures import BACKENDS, random_arrays, random_tokens, tiny_config
+from sem_fixtures import NAME, case, normal, tensors
 
 from trit.data.token_ids import BOS_ID
 from trit.layers.complex_ssm import complex_ssm_layer, complex_ssm_tables, first_horizons, first_rates, mode_rates
@@ -13,22 +14,6 @@ from trit.layers.pairs import pair_norm, turned
 from trit.layers.spinor import spinor_basis, spinor_gate
 from trit.models import sem
 from trit.ops import torch_ops
-
-NAME = "sem"
-
-
-def case(**settings):
-    """(config, weights that are nowhere constant)."""
-    cfg = tiny_config(NAME, **settings)
-    return cfg, random_arrays(sem.param_specs(cfg))
-
-
-def tensors(arrays):
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-
-def normal(*shape, seed=0):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def complex_of(x):

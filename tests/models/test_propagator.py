@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from model_fixtures import BACKENDS, random_arrays, random_tokens, start, tiny_config
+from sem_fixtures import tensors
 
 from trit.layers.propagator import (
     cayley_matrix,
@@ -25,10 +26,6 @@ def case(**settings):
     """(config, weights of a propagator "u" that are nowhere constant)."""
     cfg = tiny_config("sem", **settings)
     return cfg, random_arrays(propagator_specs(cfg, "u", True))
-
-
-def tensors(arrays):
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def rows(count, width, seed=0):

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from model_fixtures import BACKENDS, largest_difference, logits_of, random_arrays, random_tokens, start, tiny_config
+from model_fixtures import BACKENDS, largest_difference, logits_of, random_tokens, start, tiny_config
+from sem_fixtures import NAME, case, normal, tensors
 from test_certify import prefix_replay
 from test_models import future_reach
 from test_transport import entropies
@@ -27,22 +28,7 @@ from trit.ops import torch_ops
 from trit.params import parameter_count
 from trit.train.schedule import learning_rate_factor
 
-NAME = "sem"
 SIDE = BACKENDS["torch"]
-
-
-def case(**settings):
-    """(config, weights that are nowhere constant)."""
-    cfg = tiny_config(NAME, **settings)
-    return cfg, random_arrays(sem.param_specs(cfg))
-
-
-def tensors(arrays):
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-
-def normal(*shape, seed=0):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 @pytest.mark.parametrize("solver", ["direct", "cg", "chebyshev"])

@@ -6,19 +6,10 @@ import numpy as np
 import pytest
 import torch
 from model_fixtures import tiny_config
+from sem_fixtures import NAME, normal, tensors
 
 from trit.layers.transport import sinkhorn, sparse_rows, transport_cost, transport_plan, transport_state
 from trit.ops import torch_ops
-
-NAME = "sem"
-
-
-def tensors(arrays):
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-
-def normal(*shape, seed=0):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def encoder_case(spread, rows=1024):
