@@ -22,6 +22,10 @@ def normal(*shape):
     return GENERATOR.normal(0, 1, shape).astype(np.float32)
 
 
+def logistic(x):
+    return 1 / (1 + np.exp(-x))
+
+
 def softmax(x):
     e = np.exp(x - x.max(-1, keepdims=True))
     return e / e.sum(-1, keepdims=True)
@@ -220,6 +224,19 @@ CASES = [
     Case("cross_entropy", lambda ops, z, t: ops.cross_entropy(z, t), cross_entropy, (normal(2, 3, 6) * 4, TOKENS)),
     Case("cross_entropy", lambda ops, z, t: ops.cross_entropy(z, t), cross_entropy, (normal(2, 3, 6) + 30, TOKENS.astype(np.int64))),
     Case("recomputed", lambda ops, x, y: ops.recomputed(lambda a, b: ops.exp(a) * b, x, y), lambda x, y: np.exp(x) * y, (X, X + 1)),
+    Case(
+        "pullback",
+        lambda ops, x, y: ops.concat([ops.pullback(lambda a, b: a * a * b, x, y)[0], *ops.pullback(lambda a, b: a * a * b, x, y)[1](x)], 0),
+        lambda x, y: np.concatenate([x * x * y, 2 * x * x * y, x**3]),
+        (X, X + 1),
+        gradients=False,
+    ),
+    Case(
+        "pushforward",
+        lambda ops, x, y: ops.concat(ops.pushforward(lambda a, b: ops.sigmoid(a) * b, [x, y], [y, x]), 0),
+        lambda x, y: np.concatenate([logistic(x) * y, logistic(x) * (1 - logistic(x)) * y * y + logistic(x) * x]),
+        (X, X + 1),
+    ),
     Case("stop_gradient", lambda ops, x: ops.stop_gradient(x) * x, lambda x: x * x, (X,)),
     Case("straight_through", lambda ops, x: ops.straight_through(x, ops.round(x)) * 2.0, lambda x: np.round(x) * 2, (X,)),
 ]

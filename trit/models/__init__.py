@@ -6,7 +6,8 @@ built on the backbone says `experts = 0`, which the optimiser reads. One whose f
 Where an architecture needs them it also exports `check_settings(cfg)`, ValueError for settings that cannot be; `in_training(ops, cfg, q)`,
 the weights of a training step with what tells its forward so; `update_state(ops, p, cfg)`, {name: array} of buffers that no gradient
 teaches, which a training step finds in its `p`, made once before each step from weights and what the step before was given;
-`stage_arrays(cfg, rung)`, numpy arrays that a training step's forward finds beside the weights at a rung of train.ladder; `probe` and
+`estimate_gradients(ops, q, cfg, tokens, targets)` beside `update_state`, (loss, {name: gradient}, {name: array} that the next `update_state`
+finds) of a micro-batch, where it has gradients of its own instead of those of its forward; `stage_arrays(cfg, rung)`, numpy arrays that a training step's forward finds beside the weights at a rung of train.ladder; `probe` and
 `probed_groups`, what a run logs of its weights (trit/train/probe.py)."""
 
 import importlib

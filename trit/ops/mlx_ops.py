@@ -296,6 +296,18 @@ def recomputed(function, *inputs):
     return mx.checkpoint(function)(*inputs)
 
 
+def pullback(function, *inputs):
+    """(function(*inputs), its transpose: an array like that value -> [gradients of their inner product with respect to each of `inputs`]),
+    the linear map that a backward pass is, to be applied as often as one likes. What else the function reads is constant."""
+    return function(*inputs), lambda cotangent: mx.vjp(function, list(inputs), [cotangent])[1]
+
+
+def pushforward(function, inputs, tangents):
+    """(function(*inputs), its derivative along `tangents`), two lists of arrays alike. Gradients pass through both."""
+    values, derivatives = mx.jvp(function, list(inputs), list(tangents))
+    return values[0], derivatives[0]
+
+
 def stop_gradient(x):
     """`x` going forward, no gradient going back."""
     return mx.stop_gradient(x)

@@ -268,6 +268,24 @@ def recomputed(function, *inputs):
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
+def pullback(function, *inputs):
+    """(function(*inputs), its transpose: an array like that value -> [gradients of their inner product with respect to each of `inputs`]),
+    the linear map that a backward pass is, to be applied as often as one likes. What else the function reads is constant."""
+    with torch.enable_grad():
+        given = [x.detach().requires_grad_() for x in inputs]
+        value = function(*given)
+
+    def transpose(cotangent):
+        return list(torch.autograd.grad(value, given, cotangent, retain_graph=True, materialize_grads=True))
+
+    return value.detach(), transpose
+
+
+def pushforward(function, inputs, tangents):
+    """(function(*inputs), its derivative along `tangents`), two lists of arrays alike. Gradients pass through both."""
+    return torch.func.jvp(function, tuple(inputs), tuple(tangents))
+
+
 def stop_gradient(x):
     """`x` going forward, no gradient going back."""
     return x.detach()

@@ -5,22 +5,13 @@ and of the step alone, so that ranks, micro-batches and resumed runs agree; an e
 import numpy as np
 
 from trit.compress.quantize import decode, encode
-from trit.layers.engram import mix_bits
+from trit.layers.noise import even_noise
 
 
 def noise_key(cfg, moment):
     """(key int64 (1,), strength float32 (1,)) of a step's noise: quant.noise at the start of the clock, 0 at its end."""
     key = np.random.default_rng([moment.seed, moment.step, 0]).integers(2**62, size=1)
     return key, np.full(1, cfg.quant.noise * (1.0 - moment.progress), np.float32)
-
-
-def even_noise(ops, shape, key, like):
-    """Even noise of variance one, float32 (R, C): hashed from the place and `key`, an int64 array (1,). The 24 bits behind a number are
-    the same on every array library and device."""
-    rows = mix_bits(key + ops.cast(ops.arange(shape[0], like), "int64") + 1)
-    columns = ops.cast(ops.arange(shape[1], like), "int64") * 65599
-    bits = mix_bits(mix_bits(rows[:, None] + columns[None, :])) & 0xFFFFFF
-    return (ops.cast(bits, "float32") - 8388607.5) * (3.0**0.5 / 8388608.0)
 
 
 def noisy_quantize(ops, cfg, specs, p, key, strength):

@@ -162,7 +162,11 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
         early = cfg.train.recurrence_start > 0 and held["moment"].shallow
         idle = cfg.engram.write_every > 1 and held["moment"].step % cfg.engram.write_every > 0
         for tokens, wanted, beside in zip(np.split(inputs, parts), np.split(targets, parts), micro):
-            (_, loss, *left), part = loss_gradients[early, idle](q, mx.array(tokens), mx.array(wanted), beside)
+            if hasattr(arch, "estimate_gradients"):
+                loss, part, left = arch.estimate_gradients(ops, {**q, **beside}, cfg, mx.array(tokens), mx.array(wanted))
+                held["derived"] = {**held["derived"], **left}
+            else:
+                (_, loss, *left), part = loss_gradients[early, idle](q, mx.array(tokens), mx.array(wanted), beside)
             mean_loss = mean_loss + loss / parts
             part = {name: ops.cast(part[name], "float32") / parts for name in names}
             gradients = part if gradients is None else {name: gradients[name] + part[name] for name in names}

@@ -1,4 +1,5 @@
-"""What an architecture has to say about its weights, in the log of a run: beside the counted program, not in it.
+"""What an architecture has to say about its weights, as its forward sees them and with what `update_state` made, in the log of a run: beside
+the counted program, not in it.
 
 An architecture that exports `probe` is asked at the first step and every PROBE_LINES log lines, on the step's own tokens; with
 `probed_groups` the gradients of that step are reported too. They are read off the optimiser's moments, so a step that is not probed costs
@@ -8,6 +9,7 @@ nothing.
 import numpy as np
 
 from trit.params import parameter_count
+from trit.train.loss import seen_weights
 
 PROBE_LINES = 10
 STEEP = 1000.0  # a gradient norm that is worth a line
@@ -63,7 +65,8 @@ def with_probe(backend, ops, arch, cfg, specs, log):
                 for group, size in sizes.items():
                     if size["norm"] > STEEP:
                         log.line(f"gradients of {group} have norm {size['norm']:.0f} before clipping")
-            p = {name: ops.from_numpy(array) for name, array in backend.export().items()}
+            p = seen_weights(ops, cfg, specs, {name: ops.from_numpy(array) for name, array in backend.export().items()}, True)
+            p |= {name[8:]: ops.from_numpy(array) for name, array in backend.state().items() if name.startswith("derived/")}
             log.metrics(event="probe", step=index, **arch.probe(ops, p, cfg, ops.from_numpy(inputs[:ROWS])))
             return loss, norm
 

@@ -254,7 +254,11 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
             held["left"] = []
             streams = np.split(kept_streams(cfg, held["moment"], len(inputs), process.rank, process.world), parts)
         for tokens, wanted in zip(np.split(inputs, parts), np.split(targets, parts)):
-            if has_moments(cfg):
+            if hasattr(arch, "estimate_gradients"):
+                known = {**leaves, **held["derived"]}
+                loss, found, left = arch.estimate_gradients(ops, known, cfg, sent(tokens, process), sent(wanted, process))
+                held["derived"] = {**held["derived"], **left}
+            elif has_moments(cfg):
                 known = dict(leaves)
                 if hasattr(arch, "update_state"):
                     known.update(held["derived"])
@@ -278,7 +282,9 @@ def make_backend(ops, arch, cfg, specs, arrays, process):
                 objective, loss = loss_function({**leaves, **held["derived"]}, sent(tokens, process), sent(wanted, process))
             else:
                 objective, loss = loss_function(leaves, sent(tokens, process), sent(wanted, process))
-            if cfg.engram.write_every > 1:
+            if hasattr(arch, "estimate_gradients"):
+                part = [found[name] / parts for name in leaves]
+            elif cfg.engram.write_every > 1:
                 part = torch.autograd.grad(objective / parts, list(leaves.values()), materialize_grads=True)
             else:
                 part = torch.autograd.grad(objective / parts, list(leaves.values()))

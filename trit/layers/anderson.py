@@ -1,0 +1,86 @@
+"""Anderson mixing of explicit steps: the next state is the combination of earlier ones whose combined pull is least.
+
+The coefficients come from inner products over a whole text, which only training may use, or for every position from those of the positions
+up to it (`prefix`), which is causal. Never over a batch: its rows would move each other. Shapes: B batch, T time, D width, M states kept.
+"""
+
+import numpy as np
+
+from trit.layers.relaxation import Solution, judged, residual
+
+WARM_STEPS, WARM_RATE = 15, 0.1
+MIXED_RATE = 0.25
+KEPT_STATES = 10
+BLOWN = 3.0  # times the best residual so far: begin anew from the state that had it
+RESTART_STEPS, RESTART_RATE = 10, 0.1  # twice as many at each restart of a text
+
+
+def mixing_shares(ops, dots, valid, prefix, ridge):
+    """Coefficients (B, T or 1, M), of sum 1, that make the combined pull least. `dots` [[(B, T or 1)] * M] * M holds inner products of pulls,
+    `valid` (B, T or 1, M) is 0 for states from before a restart."""
+    count = len(dots)
+    gram = ops.stack([dots[max(i, j)][min(i, j)] for i in range(count) for j in range(count)], -1)  # (B, T or 1, M * M)
+    if prefix:
+        gram = ops.linear_scan(gram * 0.0 + 1.0, gram)
+    gram = ops.reshape(gram, (*gram.shape[:2], count, count))
+    eye = ops.cast(ops.arange(count, gram) == ops.arange(count, gram)[:, None], "float32")
+    sizes = ops.sqrt(ops.sum(gram * eye, -1) + 1e-38)
+    # Scaled to a diagonal of 1, so that one ridge fits all magnitudes; states that do not count get a row of their own.
+    gram = gram / sizes[..., None] / ops.swap_last(sizes[..., None])
+    both = valid[..., None] * ops.swap_last(valid[..., None])
+    # Where nothing is valid the shares are even; nobody reads them.
+    valid = valid + ops.cast(ops.sum(valid, -1, True) <= 0, "float32")
+    shares = ops.sum(ops.inverse(gram * both + eye * (1.0 - both) + ridge * eye) * (valid / sizes)[..., None, :], -1) * valid / sizes
+    return shares / ops.sum(shares, -1, True)
+
+
+def lower(ops, size, z, best_size, best):
+    """(state, size) of the smaller residual, text by text or position by position. A size that is no number is never the smaller."""
+    better = size < best_size
+    return ops.where(better[..., None], z, best), ops.where(better, size, best_size)
+
+
+def anderson(
+    ops, force, z, budget, tolerance, prefix=False, ridge=1e-7, measure=None, warm=WARM_STEPS, rate=MIXED_RATE, memory=KEPT_STATES
+):
+    """`Solution` by Anderson mixing after `warm` plain steps. Where the residual grows to BLOWN times the best since the last restart, the
+    text goes back to that best state and takes plain steps, twice as many as at its restart before: the way to the rest may lead over a hill
+    of the residual, and what mixing finds before it is no rest. Mixed by texts it returns each text's best state; mixed by prefixes the
+    last, and all rules look at earlier positions only."""
+    measure, history, states, pulls, valid, dots, used = measure or residual, [], [], [], [], [], 0
+    found = found_size = best = best_size = settling = patience = None
+    while True:
+        pull = force(z)
+        used, residuals = used + 1, measure(ops, pull, z)
+        history.append(ops.to_numpy(ops.max(residuals, 1)))
+        size = ops.cummax(residuals, 1) if prefix else ops.max(residuals, 1, True)
+        if used == 1:
+            found, found_size, found_residuals = z, size, residuals
+            best, best_size, settling, patience = z, size, size * 0.0, size * 0.0 + RESTART_STEPS
+        best, best_size = lower(ops, size, z, best_size, best)
+        found_residuals = ops.where(size <= found_size, residuals, found_residuals)
+        found, found_size = lower(ops, size, z, found_size, found)
+        if used >= budget or not (history[-1] > tolerance).any() or not np.isfinite(history[-1]).any():
+            if prefix:
+                found, found_residuals = z, residuals
+            return Solution(found, used, found_residuals, judged(ops, found_residuals, tolerance, history))
+        moving = ops.cast(size > tolerance, "float32")[..., None]
+        if used <= warm:
+            z = z + WARM_RATE * moving * pull
+            continue
+        calm = ops.cast(size <= BLOWN * best_size, "float32")
+        blown = (1.0 - calm) * ops.cast(settling <= 0, "float32")
+        settling = blown * patience + (1.0 - blown) * ops.maximum(settling - 1.0, 0.0)
+        patience = patience * (1.0 + blown)
+        plain = ops.cast(settling > 0, "float32")
+        valid = [kept * (1.0 - plain) for kept in valid[-memory + 1 :]] + [1.0 - plain]
+        states, pulls = states[-memory + 1 :] + [z], pulls[-memory + 1 :] + [rate * pull]
+        new = [ops.sum(other * pulls[-1], -1) for other in pulls]
+        dots = [row[len(row) - i - 1 :] for i, row in enumerate(dots[-memory + 1 :])]
+        dots.append(new if prefix else [ops.sum(part, 1, True) for part in new])
+        shares = mixing_shares(ops, dots, ops.stack(valid, -1), prefix, ridge)
+        mixed = sum(shares[..., i, None] * (states[i] + pulls[i]) for i in range(len(states)))
+        stepped = ops.where(blown[..., None] > 0, best, z + RESTART_RATE * pull)
+        # What a text mixes after its restart is judged by what it reaches from there.
+        best_size = best_size + 1e30 * ops.cast(settling == 1, "float32")
+        z = z + moving * (ops.where(plain[..., None] > 0, stepped, mixed) - z)
