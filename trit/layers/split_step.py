@@ -97,8 +97,8 @@ def turn_angle(ops, p, cfg, name, energy, u):
 
 def turned(ops, p, cfg, name, x, u):
     """x (B, T, 2M) with every channel turned; nothing is divided by a size, so that a channel at zero has a gradient."""
-    half = x.shape[2] // 2
-    real, imaginary = x[..., :half], x[..., half:]
+    # Unpacked, not sliced: the gradient of two slices is a sum of two padded arrays, which a compiler turns into masked loads.
+    real, imaginary = ops.permute(ops.reshape(x, (x.shape[0], x.shape[1], 2, -1)), (2, 0, 1, 3))
     angle = turn_angle(ops, p, cfg, name, real * real + imaginary * imaginary, u)
     cosine, sine = ops.cos(angle), ops.sin(angle)
     return ops.concat([real * cosine - imaginary * sine, real * sine + imaginary * cosine], 2)
