@@ -179,3 +179,14 @@ def test_modes_remember_what_was_five_tokens_ago():
     losses = evaluator(torch_ops, spectral_lm, cfg, trained.export(), Process(0, 1, "cpu")).losses(*batch(64, 1000))
     print(f"held-out nats {losses.mean():.4f}")
     assert losses.mean() < 0.05
+
+
+def test_what_a_run_reports_of_modes():
+    """Groups of gradients name tensors that there are; turns keep energy; nothing leaks, in either form."""
+    cfg = tiny_config(NAME, **MODAL)
+    names = {spec.name for spec in spectral_lm.param_specs(cfg)}
+    groups = spectral_lm.probed_groups(cfg)
+    assert set(groups["taps"]) == {"block0.modes", "block1.modes"} and all(set(members) <= names for members in groups.values())
+    p = {key: torch.from_numpy(x) for key, x in random_arrays(spectral_lm.param_specs(cfg)).items()}
+    found = spectral_lm.probe(torch_ops, p, cfg, torch.from_numpy(random_tokens(cfg, 2, 32)))
+    assert found["leak_fft"] == found["leak_scored"] == 0.0 and all(abs(found[f"energy{i}"] - 1) < 1e-6 for i in range(2))
