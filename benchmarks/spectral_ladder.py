@@ -13,8 +13,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from torch._dynamo.utils import counters
 
 from trit.config_load import load
+from trit.launch import keep_freed_memory
 from trit.layers import split_step
 from trit.models import spectral_lm
 from trit.ops import torch_ops
@@ -83,6 +85,7 @@ def main():
     parser.add_argument("--names", default="V0,V1,V2,V3,V4,V5")
     options, overrides = parser.parse_known_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as every training does
     names, runs, built = options.names.split(","), {}, {}
     for name in names:
         form = ["arch.fir_training=blocks"] if name in ("V4", "V5") else []
@@ -108,6 +111,11 @@ def main():
         print(
             f"{name}  {middle * 1000:8.1f} ms  ratio to {names[0]} {middle / first:.2f}  best {min(times[name]) * 1000:.1f} ms  "
             f"first call {seconds:.1f} s  loss {loss:.6f}  gradients apart {apart:.1e}"
+        )
+    if {"V2", "V3"} <= set(names):
+        print(
+            f"compiled over eager (V3 / V2) {statistics.median(times['V3']) / statistics.median(times['V2']):.3f}, of the bests "
+            f"{min(times['V3']) / min(times['V2']):.3f}; graphs {counters['stats']['unique_graphs']}, breaks {sum(counters['graph_break'].values())}"
         )
 
 

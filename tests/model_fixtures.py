@@ -80,6 +80,8 @@ FLAG_SETS = {
     },
     "shared": {"num_layers": 4, "shared_blocks": 2, "recurrent_layers": "2", "engram_buckets": 64},
     "odd_all": {"num_layers": 3, "xsa_layers": 3, "engram_buckets": 64, "engram_layer": 1, "num_kv_heads": 1, "partial_rope_dims": 8},
+    "modal": {"filter": "modal"},
+    "modal_isolated": {"filter": "modal", "isolate_documents": "true", "num_layers": 3, "scalar_bits": 6, "scale_steps": 8},
     "capsules": TINY_CAPSULES,
     "capsules_isolated": TINY_CAPSULES | {"isolate_documents": "true", "num_layers": 3, "capsule_block": 4, "capsule_rank": 0},
     "feedback": TINY_FEEDBACK,
@@ -100,11 +102,11 @@ def takes(name, settings):
     """Whether an architecture has all that a row sets, and tensors of the scope that it adapts. What stands on the backbone has."""
     fields = known_fields(load_arch(name).ArchConfig)
     has = set(settings) <= {key.partition(".")[2] for key in fields}
-    return name in BACKBONE or has and settings.get("ttt_scope") != "feedback"
+    return has and (name in BACKBONE or settings.get("ttt_scope") != "feedback")
 
 
 # Every row on the plainest architecture, those that combine several on all: `make test-all` runs the rest.
-COMBINED = ("odd_all", "isolated", "recurrent_deep", "shared", "experts_all", "feedback_twice")
+COMBINED = ("odd_all", "isolated", "recurrent_deep", "shared", "experts_all", "feedback_twice", "modal_isolated")
 MODELS = [
     pytest.param(name, flags, id=f"{name}-{flags}", marks=[] if name == "unet" or flags in COMBINED else pytest.mark.slow)
     for name in arch_names()

@@ -26,9 +26,9 @@ def importers(package):
 
 
 def test_torch_and_mlx_stay_in_their_files():
-    """Each in its vocabulary and its backend; torch's optional kernels and its profiler have files of their own."""
+    """Each in its vocabulary and its backend; torch's optional kernels, its profiler and what its compiler says have files of their own."""
     kernels = {path.relative_to(ROOT).as_posix() for path in (ROOT / "trit/ops").glob("torch_*.py")}
-    assert importers("torch") == kernels | {"trit/train/torch_backend.py", "trit/train/torch_profile.py"}
+    assert importers("torch") == kernels | {f"trit/train/torch_{name}.py" for name in ("backend", "compile", "profile")}
     assert importers("mlx") == {"trit/ops/mlx_ops.py", "trit/train/mlx_backend.py"}
 
 

@@ -23,6 +23,7 @@ from trit.models import load_arch
 from trit.params import init_params
 from trit.train.checkpoint import load_checkpoint, save_checkpoint
 from trit.train.log import RunLog
+from trit.train.monitor import KINDS, monitored, monitored_kinds
 from trit.train.probe import with_probe
 from trit.train.run import run_training
 from trit.watchdog import Watchdog, watched
@@ -68,24 +69,31 @@ def keep_freed_memory():
     return False
 
 
-def launch(arguments, text, ops, start_process, make_backend, with_profile=None):
+def launch(arguments, text, ops, start_process, make_backend, with_profile=None, with_compile_report=None):
     """Train with the given array vocabulary and backend. `text` is the help of the command; exits non-zero on a user's mistake.
 
-    `with_profile(backend, folder, first, log)` gives the backend that records steps for --profile, where the array library has one.
+    `with_profile(backend, folder, first, log)` gives the backend that records steps for --profile, and `with_compile_report(backend, cfg,
+    log)` the one that reports on its compiler, where the array library has one.
     """
     parser = Parser(description=text, answers=True)
     parser.add_argument("--config", help="preset, for example configs/demo.toml")
     parser.add_argument("--profile", action="store_true", help="record a few steps after the start in the run folder: trace and summary")
     parser.add_argument("--stall-seconds", type=float, default=600.0, help="end the run where no step ends for so long; 0 never does")
+    parser.add_argument(
+        "--monitor",
+        default=",".join(KINDS),
+        metavar="KINDS",
+        help="records of metrics.jsonl beside the steps', of these kinds (default: all), or none",
+    )
     options, overrides = parser.parse_known_args(arguments)
     keep_freed_memory()
     # Schedulers and pods end a run with SIGTERM: it saves like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with command(options.json) as answer:
-        answer |= trained(options, overrides, ops, start_process, make_backend, with_profile)
+        answer |= trained(options, overrides, ops, start_process, make_backend, with_profile, with_compile_report)
 
 
-def trained(options, overrides, ops, start_process, make_backend, with_profile):
+def trained(options, overrides, ops, start_process, make_backend, with_profile, with_compile_report):
     """Train what the command line says -> what --json prints of it, nothing on other ranks than the first."""
     process, saved = SimpleNamespace(rank=0, world=1), []
     # Nothing opens it again: a run that reads validation text, at any point, ends with the place that asked.
@@ -93,6 +101,7 @@ def trained(options, overrides, ops, start_process, make_backend, with_profile):
     try:
         if options.profile and not with_profile:
             raise ValueError("--profile needs PyTorch: python train_gpt.py --profile; for MLX see mx.metal.start_capture and Xcode")
+        kinds = monitored_kinds(options.monitor)
         process = start_process()
         config, run, settings, folder, resumed = prepare_run(options, overrides, process.world)
         firewall.protect(*validation_files(run.data_path))
@@ -114,13 +123,20 @@ def trained(options, overrides, ops, start_process, make_backend, with_profile):
             saved.append(folder)
 
         backend = make_backend(ops, arch, config, specs, init_params(specs, run.seed), process)
+        if with_compile_report and "compile" in kinds:
+            backend = with_compile_report(backend, config, log)
         if options.profile:
             # After compilation and the first steps on the clock.
             backend = with_profile(backend, folder, config.train.warmup_steps + 5, log)
         backend = with_probe(backend, ops, arch, config, specs, log)
         backend = with_prediction(stoppable(backend), ops, config, specs, log)
         say_stalled = log.line if process.rank == 0 else print
-        with training(backend, config, resumed[1] if resumed else 0) as backend, Watchdog(options.stall_seconds, say_stalled) as watchdog:
+        begun = resumed[1] if resumed else 0
+        with (
+            monitored(backend, config, log, kinds, begun, process.device) as backend,
+            training(backend, config, begun) as backend,
+            Watchdog(options.stall_seconds, say_stalled) as watchdog,
+        ):
             result = run_training(config, specs, watched(backend, watchdog), run.data_path, run.seed, log, resumed, save_state)
         firewall.ensure_unread()
     except KeyboardInterrupt:

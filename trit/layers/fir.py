@@ -22,15 +22,19 @@ def filter_spec(cfg, name, channels):
     return on_grid(spec, cfg.arch.fir_bits, cfg.arch.fir_taps, cfg.quant.scalar_clip)
 
 
+def first_pitches(channels, layer):
+    """Frequencies at the start, radians a token, of a block's channels: spread over the circle by the golden ratio, elsewhere in every
+    layer."""
+    return [math.tau * ((c + 0.5 + layer * channels) * 0.6180339887498949 % 1.0) - math.pi for c in range(channels)]
+
+
 def first_taps(ops, channels, count, layer, like):
-    """Taps (2M, K) float32 at the start: decaying oscillations of energy 1. Decay times are log-spaced from 1 to K/3 tokens; frequencies
-    are spread evenly over the circle by the golden ratio, elsewhere in every layer."""
+    """Taps (2M, K) float32 at the start: decaying oscillations of energy 1. Decay times are log-spaced from 1 to K/3 tokens."""
     times = [max(count / 3.0, 1.0) ** (c / max(channels - 1, 1)) for c in range(channels)]
     sizes = [math.sqrt((1.0 - math.exp(-2.0 / time)) / (1.0 - math.exp(-2.0 * count / time))) for time in times]
-    pitches = [math.tau * ((c + 0.5 + layer * channels) * 0.6180339887498949 % 1.0) - math.pi for c in range(channels)]
     lags = ops.arange(count, like)
     sizes = ops.constant(sizes, like)[:, None] * ops.exp(ops.constant([-1.0 / time for time in times], like)[:, None] * lags)
-    angles = ops.constant(pitches, like)[:, None] * lags
+    angles = ops.constant(first_pitches(channels, layer), like)[:, None] * lags
     return ops.concat([sizes * ops.cos(angles), sizes * ops.sin(angles)], 0)
 
 

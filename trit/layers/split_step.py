@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from trit.layers.fir import block_filter, document_filter, filter_spec, first_taps
 from trit.layers.functions import hyperbolic_tangent
 from trit.layers.linear import project
+from trit.layers.modal import modal_filter, modal_spec
 from trit.params import matrix_spec, scalar_spec
 from trit.setting import check_values, setting
 
@@ -22,7 +23,15 @@ class SplitStepConfig:
     """What one can set of the block."""
 
     fir_channels: int = setting(0, "complex channels of a block; 0 is model.model_dim")
-    fir_taps: int = setting(64, "taps of their filters: a block sees so many tokens, itself included")
+    filter: str = setting(
+        "fir",
+        "their filters: taps that are learned one by one, or a decaying oscillation each, without an end and of four numbers",
+        choices=("fir", "modal"),
+        env="SPECTRAL_FILTER",
+    )
+    fir_taps: int = setting(
+        64, "taps of the filters: a block sees so many tokens, itself included; with filter=modal thrice the longest horizon at the start"
+    )
     fir_bits: int = setting(8, "bits of a tap: 4 to 8, or 16 for floats")
     fir_training: str = setting(
         "fft", "how training filters: by FFT, or by blocks as every evaluation does", choices=("fft", "blocks"), env="FIR_TRAINING"
@@ -39,6 +48,13 @@ def check_split_step(cfg):
         ("fir_taps", cfg.arch.fir_taps, cfg.arch.fir_taps > 0, "must be 1 or more"),
         ("fir_bits", cfg.arch.fir_bits, cfg.arch.fir_bits in (4, 5, 6, 7, 8, 16), "must be 4 to 8, or 16: filters are not ternary"),
     )
+    if cfg.arch.filter == "modal":
+        check_values(
+            ("fir_bits", cfg.arch.fir_bits, cfg.arch.fir_bits == SplitStepConfig.fir_bits, "is of taps; modes have quant.scalar_bits"),
+            ("fir_training", cfg.arch.fir_training, cfg.arch.fir_training == "fft", "is of taps; modes have one form"),
+        )
+        if cfg.train.ladder:
+            raise ValueError(f"train.ladder={cfg.train.ladder!r} smooths taps, which arch.filter=modal has not; set arch.filter=fir")
 
 
 def split_step_specs(cfg, name):
@@ -48,7 +64,7 @@ def split_step_specs(cfg, name):
     specs = [
         scalar_spec(cfg, name + ".gain", (width,), 1.0),
         matrix_spec(cfg, name + ".in", 2 * channels, width, width**-0.5),
-        filter_spec(cfg, name + ".taps", channels),
+        modal_spec(cfg, name + ".modes", channels) if cfg.arch.filter == "modal" else filter_spec(cfg, name + ".taps", channels),
         scalar_spec(cfg, name + ".gamma", (channels,), 1.0),
         scalar_spec(cfg, name + ".angle", (channels,), 0.0),
     ]
@@ -81,8 +97,8 @@ def turn_angle(ops, p, cfg, name, energy, u):
 
 def turned(ops, p, cfg, name, x, u):
     """x (B, T, 2M) with every channel turned; nothing is divided by a size, so that a channel at zero has a gradient."""
-    half = x.shape[2] // 2
-    real, imaginary = x[..., :half], x[..., half:]
+    # Unpacked, not sliced: the gradient of two slices is a sum of two padded arrays, which a compiler turns into masked loads.
+    real, imaginary = ops.permute(ops.reshape(x, (x.shape[0], x.shape[1], 2, -1)), (2, 0, 1, 3))
     angle = turn_angle(ops, p, cfg, name, real * real + imaginary * imaginary, u)
     cosine, sine = ops.cos(angle), ops.sin(angle)
     return ops.concat([real * cosine - imaginary * sine, real * sine + imaginary * cosine], 2)
@@ -112,25 +128,33 @@ def lowered(ops, p, cfg, name, y, u):
     return project(ops, p, cfg, name + ".out", r)
 
 
+def filtered_channels(ops, p, cfg, name, layer, z, tokens):
+    """Complex channels z (B, T, 2M) behind the filters of block number `layer`."""
+    if cfg.arch.filter == "modal":
+        return modal_filter(ops, cfg, p[name + ".modes"], layer, z, tokens, None)
+    taps = block_taps(ops, p, cfg, name, layer, z)
+    if cfg.model.isolate_documents:
+        return document_filter(ops, z, taps, tokens)
+    if cfg.arch.fir_training == "fft" and "training" in p:
+        return ops.complex_filter(z, taps)
+    return block_filter(ops, z, taps, None)
+
+
 def split_step_layer(ops, p, cfg, name, layer, x, tokens):
     """Stream x (B, T, D) -> what block number `layer` adds to it. A `p` that holds "training" is a training step's: its filters may be
     applied by FFT."""
     u, z = lifted(ops, p, cfg, name, x)
-    taps = block_taps(ops, p, cfg, name, layer, z)
-    if cfg.model.isolate_documents:
-        y = document_filter(ops, z, taps, tokens)
-    elif cfg.arch.fir_training == "fft" and "training" in p:
-        y = ops.complex_filter(z, taps)
-    else:
-        y = block_filter(ops, z, taps, None)
-    return lowered(ops, p, cfg, name, y, u)
+    return lowered(ops, p, cfg, name, filtered_channels(ops, p, cfg, name, layer, z, tokens), u)
 
 
-def split_step_stream(ops, p, cfg, name, layer, x, before, by_fft):
+def split_step_stream(ops, p, cfg, name, layer, x, tokens, before, by_fft):
     """(update of the next tokens' stream x (B, S, D), the K - 1 last inputs of the filter (B, K - 1, 2M) for the tokens after them).
     `before` holds those before x. With `by_fft` the segment is convolved with what is before it, and the outputs of that dropped
-    (overlap-save)."""
+    (overlap-save). With arch.filter=modal the last outputs (B, 1, 2M) are all that is kept."""
     u, z = lifted(ops, p, cfg, name, x)
+    if cfg.arch.filter == "modal":
+        y = modal_filter(ops, cfg, p[name + ".modes"], layer, z, tokens, before)
+        return lowered(ops, p, cfg, name, y, u), y[:, y.shape[1] - 1 :]
     taps, whole = block_taps(ops, p, cfg, name, layer, z), ops.concat([before, z], 1)
     y = ops.complex_filter(whole, taps)[:, before.shape[1] :] if by_fft else block_filter(ops, z, taps, before)
     return lowered(ops, p, cfg, name, y, u), whole[:, z.shape[1] :]

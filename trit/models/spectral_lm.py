@@ -1,7 +1,8 @@
 """`spectral_lm`: a frequency-native language model, causal by construction. Blocks of complex filters and turns, nothing else.
 
 Not built on the U-Net of trit/layers/backbone.py: the blocks form a plain residual stack, without skips, MLPs or mixes. The turn is the
-block's only function that is not linear, and its filters see arch.fir_taps tokens each, so a token sees num_layers * (fir_taps - 1) back.
+block's only function that is not linear, and its filters see arch.fir_taps tokens each, so a token sees num_layers * (fir_taps - 1) back;
+with arch.filter=modal everything.
 
 The head is the project's tied readout, or with arch.chunk one that foretells a whole chunk from every position; what is scored is its
 first offset, a distribution of the next token like any other. Shapes: B batch, T time, D model width, V vocabulary.
@@ -15,11 +16,10 @@ from trit.layers.chunk_head import ChunkConfig, check_chunk, chunk_logits, chunk
 from trit.layers.cutoff import check_rungs, stage_smoothing
 from trit.layers.embed import embed_tokens, embedding_specs, token_logits
 from trit.layers.engram import engram_layer, engram_specs
-from trit.layers.fir import block_filter
 from trit.layers.split_step import (
     SplitStepConfig,
-    block_taps,
     check_split_step,
+    filtered_channels,
     lifted,
     scaled,
     split_step_layer,
@@ -90,9 +90,9 @@ def readout(ops, p, cfg, x):
 
 
 def first_stream(ops, cfg, batch, like):
-    """What is known before the first token of a text: no input of any filter. [(B, K - 1, 2M) of every block]."""
-    channels = cfg.arch.fir_channels or cfg.model.model_dim
-    return [ops.zeros((batch, cfg.arch.fir_taps - 1, 2 * channels), like) for _ in range(cfg.model.num_layers)]
+    """What is known before the first token of a text: no input of any filter. [(B, K - 1, 2M) of every block], (B, 1, 2M) of modes."""
+    channels, kept = cfg.arch.fir_channels or cfg.model.model_dim, 1 if cfg.arch.filter == "modal" else cfg.arch.fir_taps - 1
+    return [ops.zeros((batch, kept, 2 * channels), like) for _ in range(cfg.model.num_layers)]
 
 
 def stream(ops, p, cfg, tokens, states, by_fft):
@@ -100,7 +100,7 @@ def stream(ops, p, cfg, tokens, states, by_fft):
     grow with the text. With `by_fft` segments are convolved by FFT (overlap-save); without it nothing of this needs one."""
     x, left = embed_tokens(ops, p, cfg, tokens), []
     for i, before in enumerate(states):
-        update, after = split_step_stream(ops, p, cfg, f"block{i}", i, x, before, by_fft)
+        update, after = split_step_stream(ops, p, cfg, f"block{i}", i, x, tokens, before, by_fft)
         x = x + update
         left.append(after)
     return x, left
@@ -110,7 +110,8 @@ def probed_groups(cfg):
     """{group: names of its tensors}: those whose gradients a run reports, for they turn and filter."""
     blocks = [f"block{i}" for i in range(cfg.model.num_layers)]
     parts = [".angle"] + ([".bend"] if cfg.arch.turn != "none" else []) + ([".turn"] if cfg.arch.turn == "input" else [])
-    return {"phase": [block + part for block in blocks for part in parts], "taps": [block + ".taps" for block in blocks]}
+    filters = ".modes" if cfg.arch.filter == "modal" else ".taps"
+    return {"phase": [block + part for block in blocks for part in parts], "taps": [block + filters for block in blocks]}
 
 
 def probe(ops, p, cfg, tokens):
@@ -121,7 +122,7 @@ def probe(ops, p, cfg, tokens):
     for i in range(cfg.model.num_layers):
         name = f"block{i}"
         u, z = lifted(ops, p, cfg, name, x)
-        r = scaled(ops, p, name, block_filter(ops, z, block_taps(ops, p, cfg, name, i, z), None))
+        r = scaled(ops, p, name, filtered_channels(ops, p, cfg, name, i, z, tokens))
         before, after = (np.square(ops.to_numpy(part).astype(np.float64)).sum() for part in (r, turned(ops, p, cfg, name, r, u)))
         found[f"energy{i}"] = float(after / before)
         x = x + split_step_layer(ops, p, cfg, name, i, x, tokens)

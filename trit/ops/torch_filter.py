@@ -36,7 +36,7 @@ def taps_spectrum(taps, size):
 def filtered(x, taps):
     """x (B, T, 2C) filtered by taps (2C, K) -> (B, T, 2C)."""
     size = fft_size(x.shape[1] + taps.shape[1] - 1)
-    return signal_of(signal_spectrum(x, size) * taps_spectrum(taps, size), x.shape[1])
+    return signal_of(signal_spectrum(x, size).mul_(taps_spectrum(taps, size)), x.shape[1])
 
 
 @torch.library.register_fake("trit::filtered")
@@ -50,9 +50,9 @@ def filtered_back(gradient, x, taps):
     """Gradients (of x, of taps) from that of the output (B, T, 2C). The transform of x is made again: keeping it would take more memory."""
     size = fft_size(x.shape[1] + taps.shape[1] - 1)
     arriving = signal_spectrum(gradient, size)
-    of_taps = torch.fft.ifft((arriving * signal_spectrum(x, size).conj()).sum(0))[:, : taps.shape[1]]
+    of_taps = torch.fft.ifft(signal_spectrum(x, size).conj_physical_().mul_(arriving).sum(0))[:, : taps.shape[1]]
     of_taps = torch.view_as_real(of_taps).permute(2, 0, 1).reshape(taps.shape)
-    return signal_of(arriving * taps_spectrum(taps, size).conj(), x.shape[1]), of_taps
+    return signal_of(arriving.mul_(taps_spectrum(taps, size).conj_physical_()), x.shape[1]), of_taps
 
 
 @torch.library.register_fake("trit::filtered_back")

@@ -3,6 +3,7 @@
 A display is a context; `refresh(running, waiting)` is called several times a second, `ended(folder, line, failed)` after each training.
 """
 
+import contextlib
 import functools
 import json
 import sys
@@ -42,15 +43,21 @@ def training_settings(preset, settings):
     return load(preset, environ={}, overrides=settings)[0]
 
 
-def last_line(path):
-    """The last whole line of a file of JSON lines, as a value; None where there is none yet."""
+def last_step(path):
+    """The last record of a step in a file of JSON lines, whatever other records and half a line are behind it; None where there is none
+    yet."""
     try:
         with open(path, "rb") as file:
-            file.seek(max(file.seek(0, 2) - 4096, 0))
+            file.seek(max(file.seek(0, 2) - 16384, 0))
             lines = file.read().split(b"\n")[:-1]
-        return json.loads(lines[-1]) if lines else None
-    except (FileNotFoundError, ValueError):
+    except FileNotFoundError:
         return None
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError):
+            said = json.loads(line)
+            if isinstance(said, dict) and "train_loss" in said:
+                return said
+    return None
 
 
 def progress(folder):
@@ -63,7 +70,7 @@ def progress(folder):
     if done:
         stage = "scores" if job["score"] else "saves"
         return Progress(job["name"], job["seed"], stage, done["steps"], steps, done["loss"], done["seconds"], 1.0)
-    said = last_line(metrics) if begun else None
+    said = last_step(metrics) if begun else None
     if not said:
         return Progress(job["name"], job["seed"], "starts" if begun else "waits", 0, steps, float("nan"), 0.0, 0.0)
     share = training_progress(config, said["step"], said["seconds"])

@@ -111,7 +111,7 @@ def curve_of(name, log, metrics=""):
         if "look" in said:
             waiting.append(said)
         step = number(said, "step")
-        if not math.isnan(step):
+        if not math.isnan(step) and "event" not in said:
             last = int(step)
             steps[last] = last, number(said, "seconds"), number(said, "train_loss"), number(said, "tokens_per_second")
             looks += [look | {"step": last} for look in waiting]
