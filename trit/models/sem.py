@@ -16,7 +16,7 @@ from trit.layers.propagator import (
     hamiltonian,
     kerr_turn,
     propagator_specs,
-    warm_factor,
+    propagator_state,
 )
 from trit.layers.transport import TransportConfig, check_transport, encoded, transport_specs, transport_state
 from trit.params import ParamSpec, on_grid, scalar_spec
@@ -83,10 +83,7 @@ def update_state(ops, p, cfg):
         dual, epsilon = transport_state(ops, p, cfg)
         found = {"encoder.dual": dual, "encoder.epsilon": epsilon}
     if cfg.arch.cayley_solver == "cg":
-        if cfg.arch.propagators > 1:
-            found["middle.factor"] = warm_factor(ops, p, cfg, "middle")
-        if cfg.arch.propagators > 0 and cfg.arch.last_cayley:
-            found["last.factor"] = warm_factor(ops, p, cfg, "last")
+        found |= propagator_state(ops, p, cfg)
     return found
 
 
