@@ -112,6 +112,16 @@ def wide(cfg):
     return cfg.model.model_dim > WIDE
 
 
+def held_hamiltonian(ops, p, cfg, name):
+    """H as iterative solvers hold it."""
+    return neighbours(ops, p, cfg, name) if wide(cfg) else hamiltonian(ops, p, cfg, name)
+
+
+def constant_hamiltonian(ops, cfg, h):
+    """`h` without its gradient."""
+    return (h[0], ops.stop_gradient(h[1])) if wide(cfg) else ops.stop_gradient(h)
+
+
 def times(ops, cfg, h, x):
     """H x of columns x (D, R), with `h` a matrix or, where the graph is wide, its `neighbours`."""
     if wide(cfg):
@@ -226,30 +236,35 @@ def warm_solve(ops, p, cfg, name, x, h):
     return conjugate_gradient(ops, cfg, x, h, factor, rounds, solve_tolerance(ops, p, cfg))
 
 
+def columns_of(ops, x, width):
+    """x (..., 2 D) -> (D, 2 R) float32: a column for the real parts of every position, then one for the imaginary ones."""
+    return ops.reshape(ops.permute(ops.reshape(ops.cast(x, "float32"), (-1, 2, width)), (2, 1, 0)), (width, -1))
+
+
 def cayley_turn(ops, p, cfg, name, x):
     """x (B, T, 2 D) -> (I + i d H)^-1 (I - i d H) x. Under `name` + ".factor" `p` may hold an approximate inverse of I + d^2 H^2."""
-    step, width = cfg.arch.cayley_step, cfg.model.model_dim
+    step, shape = cfg.arch.cayley_step, x.shape
     if cfg.arch.cayley_solver == "direct":
         return ops.linear(x, ops.cast(cayley_matrix(ops, hamiltonian(ops, p, cfg, name), step), cfg.train.compute_dtype))
-    if wide(cfg):
-        h = neighbours(ops, p, cfg, name)
-        still = h[0], ops.stop_gradient(h[1])
-    else:
-        h = hamiltonian(ops, p, cfg, name)
-        still = ops.stop_gradient(h)
-    shape, x = x.shape, ops.cast(x, "float32")
-    x = ops.reshape(ops.permute(ops.reshape(x, (-1, 2, width)), (2, 1, 0)), (width, -1))  # real parts of all positions, then imaginary ones
+    h, x = held_hamiltonian(ops, p, cfg, name), columns_of(ops, x, cfg.model.model_dim)
     if cfg.arch.cayley_solver == "chebyshev":
         real, imaginary = resolvent_parts(ops, cfg, x, h)
         moved = 2.0 * (real + quarter_turned(ops, imaginary)) - x
     else:
+        still = constant_hamiltonian(ops, cfg, h)
         solved = warm_solve(ops, p, cfg, name, ops.stop_gradient(x), still)[0]
         # What is left of the equation is about 0, but it has the gradients of x and H: the polynomial carries them through the solve.
         left = x - solved - step * step * times(ops, cfg, h, times(ops, cfg, h, solved))
         solved = solved + resolvent_parts(ops, cfg, left, still)[0]
         moved = 2.0 * solved - x - 2.0 * step * quarter_turned(ops, times(ops, cfg, h, solved))
-    moved = ops.reshape(ops.permute(ops.reshape(moved, (width, 2, -1)), (2, 1, 0)), shape)
+    moved = ops.reshape(ops.permute(ops.reshape(moved, (cfg.model.model_dim, 2, -1)), (2, 1, 0)), shape)
     return ops.cast(moved, cfg.train.compute_dtype)
+
+
+def solve_counts(ops, p, cfg, name, x):
+    """Iterations (2 R,) that each column of x (..., 2 D) needs in the solve of `cayley_turn`."""
+    h = constant_hamiltonian(ops, cfg, held_hamiltonian(ops, p, cfg, name))
+    return warm_solve(ops, p, cfg, name, columns_of(ops, x, cfg.model.model_dim), h)[1]
 
 
 def kerr_turn(ops, p, cfg, name, x):

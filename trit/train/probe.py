@@ -1,7 +1,7 @@
 """What an architecture has to say about its weights, in the log of a run: beside the counted program, not in it.
 
-An architecture that exports `probe` is asked at the first step and every PROBE_LINES log lines, on the step's own tokens; with
-`probed_groups` the gradients of that step are reported too. They are read off the optimiser's moments, so a step that is not probed costs
+An architecture that exports `probe` is asked at the first step and every PROBE_LINES log lines, on the step's own tokens, of its weights
+and of what its `update_state` left beside them; with `probed_groups` the gradients of that step are reported too. They are read off the optimiser's moments, so a step that is not probed costs
 nothing.
 """
 
@@ -63,7 +63,8 @@ def with_probe(backend, ops, arch, cfg, specs, log):
                 for group, size in sizes.items():
                     if size["norm"] > STEEP:
                         log.line(f"gradients of {group} have norm {size['norm']:.0f} before clipping")
-            p = {name: ops.from_numpy(array) for name, array in backend.export().items()}
+            derived = {name[8:]: array for name, array in backend.state().items() if name[:8] == "derived/"}
+            p = {name: ops.from_numpy(array) for name, array in {**backend.export(), **derived}.items()}
             log.metrics(event="probe", step=index, **arch.probe(ops, p, cfg, ops.from_numpy(inputs[:ROWS])))
             return loss, norm
 
