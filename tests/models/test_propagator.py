@@ -20,6 +20,7 @@ from trit.layers.propagator import (
     propagator_specs,
     scale_offsets,
 )
+from trit.models import sem
 from trit.ops import torch_ops
 
 FULL = {"model_dim": 128, "graph_scales": 3, "graph_degree": 5, "spinor_block": 8}  # the presets' sizes
@@ -171,11 +172,40 @@ def test_conjugate_gradients_need_few_iterations(learning):
                 counts.append(count)
                 plain.append(conjugate_gradient(torch_ops, cfg, x, h, None, 12, tolerance)[1])
             counts = torch.cat(counts)
+            print(f"A2: d={step:g}, tolerance {tolerance:g}: {counts.mean():.2f} iterations, plain {torch.cat(plain).mean():.2f}")
             assert len(counts) >= 200 and counts.mean() < 3 and counts.mean() <= torch.cat(plain).mean()
             assert torch.cat(plain).max() <= cg_iterations(step, tolerance)
     alone = conjugate_gradient(torch_ops, cfg, x[:, :1], h, None, 12, 1e-6)
     beside = conjugate_gradient(torch_ops, cfg, torch.cat([x[:, :1], 1e6 * rows(1, 32, 9).T], 1), h, None, 12, 1e-6)
     assert torch.allclose(alone[0][:, 0], beside[0][:, 0], atol=1e-6) and alone[1][0] == beside[1][0]
+
+
+@pytest.mark.parametrize("begun,tolerance", [(None, 1e-4), (999.0, 1e-5), (9_999.0, 1e-6)])
+def test_solves_of_a_training_need_few_iterations_at_every_tolerance_of_the_schedule(begun, tolerance):
+    """A2 in training: the tolerance of a step is that of its number, also after a checkpoint; the mean of all solves of six steps, each on
+    its own stream, stays below 3 with the factor of the step before; evaluation solves to 1e-6 whatever the step was."""
+    cfg = tiny_config("sem", cayley_solver="cg", cg_tolerance="schedule", matrix_lr=3e-3, scalar_lr=3e-3, embed_lr=3e-3)
+    trained, means, cold = start(cfg), [], []
+    if begun is not None:
+        batch = random_tokens(cfg, 4, 33)
+        trained.step(batch[:, :-1], batch[:, 1:], 1.0, True, False)()
+        trained.restore(trained.state() | {"derived/solves": np.array([begun], np.float32)})
+    for seed in range(6):
+        batch = random_tokens(cfg, 4, 33, seed)
+        trained.step(batch[:, :-1], batch[:, 1:], 1.0, True, False)()
+        arrays = {name[8:]: array for name, array in trained.state().items() if name.startswith("derived/")}
+        assert arrays["solves"][0] == (seed if begun is None else begun + 1 + seed)
+        p = tensors(trained.export() | arrays)
+        found = sem.probe(torch_ops, p, cfg, torch.from_numpy(batch[:, :-1].copy()))
+        means += [found["iterations_middle_warm"], found["iterations_last_warm"]]
+        cold += [found["iterations_middle_cold"], found["iterations_last_cold"]]
+        assert max(found["energy_middle"], found["energy_last"]) < 1e-5
+    assert float(propagator.solve_tolerance(torch_ops, p, cfg)) == pytest.approx(tolerance, rel=1e-4)
+    before = {"solves": torch.tensor([arrays["solves"][0] - 6])}
+    assert begun is None or propagator.solve_tolerance(torch_ops, before, cfg) > 5 * tolerance
+    assert propagator.solve_tolerance(torch_ops, tensors(trained.export()), cfg) == 1e-6
+    print(f"A2: tolerance {tolerance:g}, mean iterations {np.mean(means):.2f}, without the step before {np.mean(cold):.2f}")
+    assert np.mean(means) < 3 and np.mean(means) < np.mean(cold)
 
 
 def test_conjugate_gradients_on_the_pair_operator_diverge():
