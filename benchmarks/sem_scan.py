@@ -1,10 +1,10 @@
-"""What the scan of complex numbers is worth to `sem`: python -m benchmarks.sem_scan [--rounds 3] [--give-back] [key=value ...]
+"""What the scan of complex numbers is worth to `sem`: python -m benchmarks.sem_scan [--config FILE] [--rounds 3] [--give-back] [key=value ...]
 
 Prints CPU seconds of one thread, medians of rounds in which all take turns:
   the scan alone, four windows and 128 channels, forward and back, against a loop over the tokens' slices from one `unbind`; the loop of the
   published form, which indexes every token (so that each slice's gradient is as long as the text), is in the whole model only
   the way back alone as the text doubles from 128 to 1,024 tokens
-  forward and back of the whole model as a training step has it, four windows, with the scan and with the published loop in its place
+  forward and back of the whole model as a training step has it, on one batch, with the scan and with the published loop in its place
 
 Freed memory is kept between calls, as every training keeps it; --give-back leaves that to the C library: fresh pages for every array then
 make the longer text look worse than it is.
@@ -83,9 +83,9 @@ def ways_back(lengths):
     return forms
 
 
-def model_forms(overrides):
+def model_forms(preset, overrides):
     """{name: function ()} of forward and back of the whole model with the scan and with the published loop."""
-    cfg, _, _ = load("configs/sem_2m.toml", environ={}, overrides=overrides)
+    cfg, _, _ = load(preset, environ={}, overrides=overrides)
     p = {name: torch.from_numpy(x).requires_grad_() for name, x in init_params(sem.param_specs(cfg), 1).items()}
     shape = (cfg.train.train_batch_tokens // cfg.train.train_seq_len, cfg.train.train_seq_len + 1)
     rows = torch.from_numpy(np.random.default_rng(0).integers(0, cfg.model.vocab_size, shape).astype(np.int32))
@@ -109,6 +109,7 @@ def model_forms(overrides):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/sem_2m.toml", help="preset of the whole model")
     parser.add_argument("--rounds", type=int, default=3, help="of the whole model; the rest take five times as many")
     parser.add_argument("--give-back", action="store_true")
     options, overrides = parser.parse_known_args()
@@ -126,7 +127,7 @@ def main():
         "as the text doubles: " + ", ".join(f"to {length} x{back[length] / back[length // 2]:.2f}" for length in (256, 512, 1024)),
         flush=True,
     )
-    whole = medians(model_forms(overrides), options.rounds)
+    whole = medians(model_forms(options.config, overrides), options.rounds)
     print(
         f"model: scan {whole['scan']:.2f} s, indexed loop {whole['indexed loop']:.2f} s, ratio {whole['scan'] / whole['indexed loop']:.3f}"
     )
