@@ -1,4 +1,4 @@
-"""What the scan of complex numbers is worth to `sem`: python -m benchmarks.sem_scan [--config FILE] [--rounds 3] [--give-back] [key=value ...]
+"""What the scan of complex numbers is worth to `sem`: python -m benchmarks.sem_scan [--config FILE] [--rounds 3] [--give-back] [--scan-only] [--chunk 8] [key=value ...]
 
 Prints CPU seconds of one thread, medians of rounds in which all take turns:
   the scan alone, four windows and 128 channels, forward and back, against a loop over the tokens' slices from one `unbind`; the loop of the
@@ -20,7 +20,7 @@ import torch
 from trit.config_load import load
 from trit.launch import keep_freed_memory
 from trit.models import sem
-from trit.ops import torch_ops
+from trit.ops import complex_scan, torch_ops
 from trit.params import init_params
 from trit.train.loss import training_loss
 
@@ -112,8 +112,11 @@ def main():
     parser.add_argument("--config", default="configs/sem_2m.toml", help="preset of the whole model")
     parser.add_argument("--rounds", type=int, default=3, help="of the whole model; the rest take five times as many")
     parser.add_argument("--give-back", action="store_true")
+    parser.add_argument("--chunk", type=int, default=complex_scan.CHUNK, help="steps of a chunk of the scan")
+    parser.add_argument("--scan-only", action="store_true", help="leave the whole model out")
     options, overrides = parser.parse_known_args()
     torch.set_num_threads(1)
+    complex_scan.CHUNK = options.chunk
     if not options.give_back:
         keep_freed_memory()
     given = scan_case(512)
@@ -127,6 +130,8 @@ def main():
         "as the text doubles: " + ", ".join(f"to {length} x{back[length] / back[length // 2]:.2f}" for length in (256, 512, 1024)),
         flush=True,
     )
+    if options.scan_only:
+        return
     whole = medians(model_forms(options.config, overrides), options.rounds)
     print(
         f"model: scan {whole['scan']:.2f} s, indexed loop {whole['indexed loop']:.2f} s, ratio {whole['scan'] / whole['indexed loop']:.3f}"
