@@ -142,6 +142,12 @@ CASES = [
     Case("pad", lambda ops, x: ops.pad(x, ((0, 0), (2, 0))), lambda x: np.pad(x, ((0, 0), (2, 0))), (TOKENS,), False),
     Case("take", lambda ops, table, i: ops.take(table, i), lambda table, i: table[i], (normal(6, 4), TOKENS)),
     Case("take", lambda ops, table, i: ops.take(table, i), lambda table, i: table[i], (normal(6, 4), TOKENS.astype(np.int64))),
+    Case(
+        "weighted_rows",
+        lambda ops, table, i, weights: ops.weighted_rows(table, i, weights),
+        lambda table, i, weights: (weights[..., None] * table[i]).sum(1),
+        (normal(6, 4), np.array([[0, 5, 5], [2, 1, 0], [3, 3, 3], [4, 0, 1], [5, 2, 2]]), normal(5, 3)),
+    ),
     Case("where", lambda ops, x, y: ops.where(x > 0, x, y), lambda x, y: np.where(x > 0, x, y), (X, normal(3, 4, 5))),
     Case("where", lambda ops, x, y: ops.where(x > 0, x, y), lambda x, y: np.where(x > 0, x, y), (normal(3, 1), normal(3, 4))),
     Case("sum", lambda ops, x: ops.sum(x), lambda x: x.sum(), (X,)),

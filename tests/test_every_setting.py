@@ -113,6 +113,7 @@ CONTEXTS = {
     "arch.encoder": ("embedding", {"embed_dim": 32}),
     "arch.sinkhorn_rounds": (2, {}),
     "arch.propagators": (1, {}),
+    "arch.cg_tolerance": ("schedule", {"cayley_solver": "cg"}),
     "arch.fir_channels": (16, {}),
     "arch.chunk": (4, CHUNK | {"chunk": 0}),
     "arch.chunk_rank": (16, CHUNK),

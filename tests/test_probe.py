@@ -43,6 +43,31 @@ def test_a_run_reports_energy_leaks_gradients_and_offsets_and_trains_alike(backe
         assert all(0 < found[group]["max"] <= found[group]["norm"] for group in ("phase", "taps"))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_run_of_sem_reports_its_solves_its_norms_and_its_plan(backend):
+    """Statistics of the next step's own solves and plan; without conjugate gradients, and without propagators, there are none of these."""
+    cfg = tiny_config("sem", cayley_solver="cg", cg_tolerance="schedule", log_every=1, warmup_steps=0, engram_buckets=64)
+    ops, arch, log = BACKENDS[backend].ops, load_arch("sem"), Records()
+    plain, probed = start(cfg, backend), start(cfg, backend)
+    probed = with_probe(probed, ops, arch, cfg, arch.param_specs(cfg), log)
+    for seed in range(11):
+        batch = random_tokens(cfg, 4, 33, seed)
+        for each in (plain, probed):
+            each.step(batch[:, :-1], batch[:, 1:], 1.0, True, False)()
+    assert largest_difference(plain.state(), probed.state()) == 0.0
+    found = [record for record in log.found if record["event"] == "probe"]
+    assert len(found) == 2
+    for each in found:
+        assert all(0 < each[f"energy_{name}"] < 1e-5 for name in ("middle", "last"))
+        assert all(0 < each[f"iterations_{name}_warm"] < 3 and each[f"iterations_{name}_cold"] < 6 for name in ("middle", "last"))
+        assert all(each[f"iterations_{name}_warm"] < each[f"iterations_{name}_cold"] for name in ("middle", "last"))
+        assert 0 < each["plan_columns"] < 0.2 and abs(each["plan_support"] / 4 - 1) < 0.35
+    assert all(record[group]["max"] > 0 for record in log.found if record["event"] == "gradients" for group in ("rates", "propagators"))
+    bare = tiny_config("sem", propagators=0, encoder="embedding", embed_dim=32)
+    p = {name: ops.from_numpy(array) for name, array in start(bare, backend).export().items()}
+    assert arch.probe(ops, p, bare, ops.from_numpy(batch)) == {} and list(arch.probed_groups(bare)) == ["rates"]
+
+
 def test_gradients_are_read_off_the_moments():
     """Against the gradients of the loss itself, before clipping, of Adam's tensors and Muon's."""
     import torch

@@ -16,6 +16,7 @@ from trit.setting import check_values, setting
 
 WARM_ITERATIONS = 4  # of conjugate gradients with the step before's inverse as preconditioner
 SOLVE_TOLERANCE = 1e-6  # of an iterative solve, and of a polynomial of H
+WIDE = 512  # channels above which iterative solvers hold H by its entries: a matrix would be nearly all zeros
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,11 @@ class PropagatorConfig:
     cayley_step: float = setting(1.0, "strength d of the Cayley step; phases turn by 2 atan(d) at most")
     cayley_solver: str = setting(
         "direct", "an inverse for each forward, conjugate gradients, or a polynomial", choices=("direct", "cg", "chebyshev")
+    )
+    cg_tolerance: str = setting(
+        "fixed",
+        "what conjugate gradients may leave: 1e-6, or in training 1e-4 for 1,000 steps and 1e-5 up to step 10,000",
+        choices=("fixed", "schedule"),
     )
     last_cayley: bool = setting(True, "the propagator behind the last layer has a Cayley step, which norm and head could absorb")
 
@@ -76,31 +82,51 @@ def propagator_specs(cfg, name, cayley):
     return specs
 
 
-def hamiltonian(ops, p, cfg, name):
-    """Laplacian (D, D) float32 of the weighted graph over twice its largest degree, which bounds its spectrum (Gershgorin)."""
+def neighbours(ops, p, cfg, name):
+    """H by its rows, the Laplacian of the weighted graph over twice its largest degree, which bounds its spectrum (Gershgorin): the nodes
+    that each is joined with and itself (D, N) int64, and their entries (D, N) float32. Made once, it serves every product of a forward."""
     width, offsets = cfg.model.model_dim, graph_offsets(cfg)
     shares = softmax_last(ops, ops.cast(p[name + ".scales"], "float32"))
     member = ops.constant([[float(first <= scale) for scale in range(cfg.arch.graph_scales)] for _, first in offsets], shares)
     weights = ops.softplus(ops.cast(p[name + ".edges"], "float32")) * ops.sum(member * shares, -1, True)
-    places = ops.arange(width, weights)
-    apart = places - places[:, None]
-    apart = ops.where(apart < 0, apart + width, apart)
-    slots = [float(len(offsets))] * width
-    for slot, (offset, _) in enumerate(offsets):
-        slots[offset] = float(slot)
-    slot = ops.take(ops.constant(slots, weights)[:, None], ops.cast(apart, "int64"))[..., 0]
-    flat = ops.reshape(ops.pad(weights, ((0, 1), (0, 0))), (-1, 1))  # a last row of zeros for nodes that are not joined
-    one_way = ops.take(flat, ops.cast(slot * width + places[:, None], "int64"))[..., 0]
-    joined = one_way + ops.swap_last(one_way)
-    degrees = ops.sum(joined, -1)
-    laplacian = identity(ops, width, weights) * degrees[:, None] - joined
-    return laplacian * (0.5 / ops.max(ops.stop_gradient(degrees)))
+    nodes = ops.arange(width, weights)[:, None]
+    apart = [float(offset) for offset, _ in offsets]
+    joined = nodes + ops.constant(apart + [width - offset for offset in apart] + [0.0], weights)
+    joined = ops.where(joined < width, joined, joined - width)
+    # An edge's weight stands in the row of its offset, at the node that it leads away from.
+    rows = ops.arange(len(apart), weights) * width
+    kept = ops.cast(ops.concat([nodes + rows, joined[:, len(apart) : -1] + rows], -1), "int64")
+    entries = ops.take(ops.reshape(weights, (-1, 1)), kept)[..., 0]
+    degrees = ops.sum(entries, -1, True)
+    return ops.cast(joined, "int64"), ops.concat([-entries, degrees], -1) * (0.5 / ops.max(ops.stop_gradient(degrees)))
 
 
-def on_parts(ops, x, matrix):
-    """Real matrix (D, D) times the real and the imaginary parts of x (..., 2 D)."""
-    parts = ops.linear(ops.reshape(x, (*x.shape[:-1], 2, x.shape[-1] // 2)), matrix)
-    return ops.reshape(parts, x.shape)
+def hamiltonian(ops, p, cfg, name):
+    """H as a matrix (D, D) float32."""
+    joined, entries = neighbours(ops, p, cfg, name)
+    return ops.weighted_rows(identity(ops, cfg.model.model_dim, entries), joined, entries)
+
+
+def wide(cfg):
+    """Whether iterative solvers hold H as its `neighbours`."""
+    return cfg.model.model_dim > WIDE
+
+
+def held_hamiltonian(ops, p, cfg, name):
+    """H as iterative solvers hold it."""
+    return neighbours(ops, p, cfg, name) if wide(cfg) else hamiltonian(ops, p, cfg, name)
+
+
+def constant_hamiltonian(ops, cfg, h):
+    """`h` without its gradient."""
+    return (h[0], ops.stop_gradient(h[1])) if wide(cfg) else ops.stop_gradient(h)
+
+
+def times(ops, cfg, h, x):
+    """H x of columns x (D, R), with `h` a matrix or, where the graph is wide, its `neighbours`."""
+    if wide(cfg):
+        return ops.weighted_rows(x, h[0], h[1])
+    return h @ x
 
 
 def cayley_matrix(ops, h, step):
@@ -128,40 +154,39 @@ def chebyshev_series(step, degree):
     return found
 
 
-def resolvent_parts(ops, x, h, step):
-    """(real, imaginary) part of the resolvent 1 / (1 + i d H), each applied to x (..., 2 D) as a real map of both its parts."""
+def resolvent_parts(ops, cfg, x, h):
+    """(real, imaginary) part of the resolvent 1 / (1 + i d H), each applied to columns x (D, R) as a real map."""
+    step = cfg.arch.cayley_step
     series = chebyshev_series(step, resolvent_degree(step))
-    before, now = x, 2.0 * on_parts(ops, x, h) - x
+    before, now = x, 2.0 * times(ops, cfg, h, x) - x
     real, imaginary = series[0][0] * before + series[1][0] * now, series[0][1] * before + series[1][1] * now
     for a, b in series[2:]:
-        before, now = now, 2.0 * (2.0 * on_parts(ops, now, h) - now) - before
+        before, now = now, 2.0 * (2.0 * times(ops, cfg, h, now) - now) - before
         real, imaginary = real + a * now, imaginary + b * now
     return real, imaginary
 
 
-def conjugate_gradient(ops, rows, h, step, factor, iterations, tolerance):
-    """(solutions, iterations that each needed) of (I + d^2 H^2) y = row for rows (R, D). `factor` (D, D) approximates the inverse, or is
-    None. A row stands still once its own residual is below `tolerance` of its right-hand side: no row decides for another."""
-
-    def applied(y):
-        return y + step * step * ops.linear(ops.linear(y, h), h)
+def conjugate_gradient(ops, cfg, x, h, factor, iterations, tolerance):
+    """(solutions, iterations that each needed) of (I + d^2 H^2) y = x for columns x (D, R). `factor` (D, D) approximates the inverse, or is
+    None. A column stands still once its own residual is below `tolerance` of its right-hand side: none decides for another."""
+    step = cfg.arch.cayley_step
 
     def dot(a, b):
-        return ops.sum(a * b, -1, True)
+        return ops.sum(a * b, 0, True)
 
-    y, residual = ops.zeros(rows.shape, rows), rows
-    direction = z = residual if factor is None else ops.linear(residual, factor)
-    size, goal = dot(residual, z), dot(rows, rows) * tolerance**2
-    needed = ops.zeros((rows.shape[0], 1), rows)
+    y, residual = ops.zeros(x.shape, x), x
+    direction = z = residual if factor is None else factor @ residual
+    size, goal = dot(residual, z), dot(x, x) * tolerance**2
+    needed = ops.zeros((1, x.shape[1]), x)
     for _ in range(iterations):
-        open_rows = ops.cast(dot(residual, residual) > goal, "float32")
-        image = applied(direction)
-        share = open_rows * size / ops.maximum(dot(direction, image), 1e-30)
-        y, residual, needed = y + share * direction, residual - share * image, needed + open_rows
-        z = residual if factor is None else ops.linear(residual, factor)
+        still_open = ops.cast(dot(residual, residual) > goal, "float32")
+        image = direction + step * step * times(ops, cfg, h, times(ops, cfg, h, direction))
+        share = still_open * size / ops.maximum(dot(direction, image), 1e-30)
+        y, residual, needed = y + share * direction, residual - share * image, needed + still_open
+        z = residual if factor is None else factor @ residual
         grown = dot(residual, z)
         direction, size = z + grown / ops.maximum(size, 1e-30) * direction, grown
-    return y, needed[:, 0]
+    return y, needed[0]
 
 
 def cg_iterations(step, tolerance):
@@ -181,26 +206,65 @@ def warm_factor(ops, p, cfg, name):
     return ops.inverse(operator)
 
 
+def propagator_state(ops, p, cfg):
+    """What a training step's conjugate gradients shall find in its `p`, {name: array}: inverses where H is a matrix, and with a schedule the
+    number (1,) of steps before."""
+    found = {}
+    if cfg.arch.cg_tolerance == "schedule" and cfg.arch.propagators > 0:
+        found["solves"] = p["solves"] + 1.0 if "solves" in p else ops.constant([0.0], p["last.kerr"])
+    if not wide(cfg):
+        if cfg.arch.propagators > 1:
+            found["middle.factor"] = warm_factor(ops, p, cfg, "middle")
+        if cfg.arch.propagators > 0 and cfg.arch.last_cayley:
+            found["last.factor"] = warm_factor(ops, p, cfg, "last")
+    return found
+
+
+def solve_tolerance(ops, p, cfg):
+    """Share of its right-hand side that a solve may leave: 1e-6, or with a schedule 1e-4 in the first 1,000 steps of a training and 1e-5 up
+    to 10,000. Evaluation has no steps."""
+    if cfg.arch.cg_tolerance == "schedule" and "solves" in p:
+        early, young = (ops.cast(p["solves"] < steps, "float32") for steps in (10_000.0, 1_000.0))
+        return SOLVE_TOLERANCE + 9e-6 * early + 9e-5 * young
+    return SOLVE_TOLERANCE
+
+
+def warm_solve(ops, p, cfg, name, x, h):
+    """`conjugate_gradient` with what `p` holds of the step before. Constants for the gradient."""
+    factor = p.get(name + ".factor")
+    rounds = cg_iterations(cfg.arch.cayley_step, SOLVE_TOLERANCE) if factor is None else WARM_ITERATIONS
+    return conjugate_gradient(ops, cfg, x, h, factor, rounds, solve_tolerance(ops, p, cfg))
+
+
+def columns_of(ops, x, width):
+    """x (..., 2 D) -> (D, 2 R) float32: a column for the real parts of every position, then one for the imaginary ones."""
+    return ops.reshape(ops.permute(ops.reshape(ops.cast(x, "float32"), (-1, 2, width)), (2, 1, 0)), (width, -1))
+
+
 def cayley_turn(ops, p, cfg, name, x):
     """x (B, T, 2 D) -> (I + i d H)^-1 (I - i d H) x. Under `name` + ".factor" `p` may hold an approximate inverse of I + d^2 H^2."""
-    h, step = hamiltonian(ops, p, cfg, name), cfg.arch.cayley_step
+    step, shape = cfg.arch.cayley_step, x.shape
     if cfg.arch.cayley_solver == "direct":
-        return ops.linear(x, ops.cast(cayley_matrix(ops, h, step), cfg.train.compute_dtype))
-    x = ops.cast(x, "float32")
+        return ops.linear(x, ops.cast(cayley_matrix(ops, hamiltonian(ops, p, cfg, name), step), cfg.train.compute_dtype))
+    h, x = held_hamiltonian(ops, p, cfg, name), columns_of(ops, x, cfg.model.model_dim)
     if cfg.arch.cayley_solver == "chebyshev":
-        real, imaginary = resolvent_parts(ops, x, h, step)
+        real, imaginary = resolvent_parts(ops, cfg, x, h)
         moved = 2.0 * (real + quarter_turned(ops, imaginary)) - x
     else:
-        still, given = ops.stop_gradient(h), ops.stop_gradient(x)
-        factor = p.get(name + ".factor")
-        rows = ops.reshape(given, (-1, cfg.model.model_dim))
-        rounds = cg_iterations(step, SOLVE_TOLERANCE) if factor is None else WARM_ITERATIONS
-        solved = ops.reshape(conjugate_gradient(ops, rows, still, step, factor, rounds, SOLVE_TOLERANCE)[0], x.shape)
+        still = constant_hamiltonian(ops, cfg, h)
+        solved = warm_solve(ops, p, cfg, name, ops.stop_gradient(x), still)[0]
         # What is left of the equation is about 0, but it has the gradients of x and H: the polynomial carries them through the solve.
-        left = x - solved - step * step * on_parts(ops, on_parts(ops, solved, h), h)
-        solved = solved + resolvent_parts(ops, left, still, step)[0]
-        moved = 2.0 * solved - x - 2.0 * step * quarter_turned(ops, on_parts(ops, solved, h))
+        left = x - solved - step * step * times(ops, cfg, h, times(ops, cfg, h, solved))
+        solved = solved + resolvent_parts(ops, cfg, left, still)[0]
+        moved = 2.0 * solved - x - 2.0 * step * quarter_turned(ops, times(ops, cfg, h, solved))
+    moved = ops.reshape(ops.permute(ops.reshape(moved, (cfg.model.model_dim, 2, -1)), (2, 1, 0)), shape)
     return ops.cast(moved, cfg.train.compute_dtype)
+
+
+def solve_counts(ops, p, cfg, name, x):
+    """Iterations (2 R,) that each column of x (..., 2 D) needs in the solve of `cayley_turn`."""
+    h = constant_hamiltonian(ops, cfg, held_hamiltonian(ops, p, cfg, name))
+    return warm_solve(ops, p, cfg, name, columns_of(ops, x, cfg.model.model_dim), h)[1]
 
 
 def kerr_turn(ops, p, cfg, name, x):

@@ -16,12 +16,13 @@ from trit.layers.propagator import (
     hamiltonian,
     kerr_turn,
     propagator_specs,
-    warm_factor,
+    propagator_state,
+    solve_counts,
 )
-from trit.layers.transport import TransportConfig, check_transport, encoded, transport_specs, transport_state
+from trit.layers.transport import TransportConfig, check_transport, encoded, transport_plan, transport_specs, transport_state
 from trit.params import ParamSpec, on_grid, scalar_spec
 
-__all__ = ["ArchConfig", "check_settings", "folded", "forward", "param_specs", "readout", "update_state"]
+__all__ = ["ArchConfig", "check_settings", "folded", "forward", "param_specs", "probe", "probed_groups", "readout", "update_state"]
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,7 @@ def update_state(ops, p, cfg):
         dual, epsilon = transport_state(ops, p, cfg)
         found = {"encoder.dual": dual, "encoder.epsilon": epsilon}
     if cfg.arch.cayley_solver == "cg":
-        if cfg.arch.propagators > 1:
-            found["middle.factor"] = warm_factor(ops, p, cfg, "middle")
-        if cfg.arch.propagators > 0 and cfg.arch.last_cayley:
-            found["last.factor"] = warm_factor(ops, p, cfg, "last")
+        found |= propagator_state(ops, p, cfg)
     return found
 
 
@@ -102,3 +100,41 @@ def folded(ops, p, cfg):
     gains = doubled(ops, p["final_norm"])
     kept = {name: x for name, x in p.items() if name not in ("last.edges", "last.scales")}
     return kept | {"head": (p["head"] * gains) @ turn, "final_norm": ops.zeros((width,), gains) + 1.0}
+
+
+def probed_groups(cfg):
+    """{group: names of its tensors}: those whose gradients a run reports, the propagators' and the rates at which states decay and turn."""
+    found = {"rates": [f"layer{i}.{part}" for i in range(cfg.model.num_layers) for part in ("decay", "frequency")]}
+    places = (["middle"] if cfg.arch.propagators > 1 else []) + (["last"] if cfg.arch.propagators > 0 else [])
+    if places:
+        found["propagators"] = [spec.name for spec in param_specs(cfg) if spec.name.split(".")[0] in places]
+    return found
+
+
+def probe(ops, p, cfg, tokens):
+    """What a run reports of weights, and of the state of the step before where `p` has it, on tokens (B, T), {name: number}: how far a row's
+    energy moves at a propagator, at most and as a share of it; iterations of conjugate gradients that its columns need there on average, as
+    the next step solves and without the step before; how far the plan's columns are from equal masses in sum; codes that a row uses."""
+    p, found = {**p, **update_state(ops, p, cfg)}, {}
+    if cfg.arch.encoder == "transport":
+        rows = ops.exp(transport_plan(ops, p, cfg))
+        found["plan_columns"] = float(ops.sum(ops.abs(ops.mean(rows, 0) - 1.0 / cfg.arch.codes)))
+        found["plan_support"] = float(ops.mean(ops.exp(-ops.sum(rows * ops.log(rows + 1e-30), -1))))
+    x, tables = encoded(ops, p, cfg, tokens), complex_ssm_tables(ops, cfg, tokens)
+    for i in range(cfg.model.num_layers):
+        if cfg.engram.engram_buckets and i == cfg.engram.engram_layer:
+            real, imaginary = halves(x)
+            x = ops.concat([real + engram_layer(ops, p, cfg, real, tokens), imaginary], -1)
+        x = x + complex_ssm_layer(ops, p, cfg, f"layer{i}", x, tables, i)
+        for name, here in (("middle", (cfg.model.num_layers - 1) // 2), ("last", cfg.model.num_layers - 1)):
+            if i != here or cfg.arch.propagators < (2 if name == "middle" else 1):
+                continue
+            before, x = x, kerr_turn(ops, p, cfg, name, x)
+            if name == "middle" or cfg.arch.last_cayley:
+                if cfg.arch.cayley_solver == "cg":
+                    for form, known in (("warm", p), ("cold", {key: value for key, value in p.items() if key != name + ".factor"})):
+                        found[f"iterations_{name}_{form}"] = float(ops.mean(solve_counts(ops, known, cfg, name, x)))
+                x = cayley_turn(ops, p, cfg, name, x)
+            one, two = (ops.sum(ops.cast(part, "float32") ** 2, -1) for part in (before, x))
+            found[f"energy_{name}"] = float(ops.max(ops.abs(two / one - 1.0)))
+    return found

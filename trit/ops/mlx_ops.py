@@ -76,6 +76,14 @@ def take(table, indices):
     return table[indices]
 
 
+def weighted_rows(table, indices, weights):
+    """Sums of rows of `table` (N, D), float32, at int64 `indices` (M, K) times `weights` (M, K) -> (M, D): a product with a sparse matrix."""
+    found = weights[:, :1] * table[indices[:, 0]]
+    for k in range(1, indices.shape[1]):
+        found = found + weights[:, k : k + 1] * table[indices[:, k]]
+    return found
+
+
 def where(condition, a, b):
     """`a` where the boolean `condition` holds, else `b`; shapes broadcast."""
     return mx.where(condition, a, b)

@@ -79,6 +79,11 @@ def take(table, indices):
     return functional.embedding(indices, table)
 
 
+def weighted_rows(table, indices, weights):
+    """Sums of rows of `table` (N, D), float32, at int64 `indices` (M, K) times `weights` (M, K) -> (M, D): a product with a sparse matrix."""
+    return functional.embedding_bag(indices, table, mode="sum", per_sample_weights=weights)
+
+
 def where(condition, a, b):
     """`a` where the boolean `condition` holds, else `b`; shapes broadcast."""
     return torch.where(condition, a, b)
