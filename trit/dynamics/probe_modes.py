@@ -36,9 +36,9 @@ def token_modes(operator, z, at_rest):
     return np.where(at_rest[..., None], np.linalg.eigvals(operator.blocks(z)), np.nan)
 
 
-def circle(rate=None, count=97):
-    """Points of the unit circle; with a `rate` those of the disc of stable modes, |1 + rate nu| = 1."""
-    angles = np.linspace(0, 2 * np.pi, count)
+def circle(rate=None, half=False, count=97):
+    """Points of the unit circle, or its upper `half`; with a `rate` those of the disc of stable modes, |1 + rate nu| = 1."""
+    angles = np.linspace(0, np.pi if half else 2 * np.pi, count)
     return [((x - 1) / rate, y / rate) if rate else (x, y) for x, y in zip(np.cos(angles), np.sin(angles))]
 
 
@@ -220,7 +220,7 @@ def continuation_probe(operator, gains=GAINS):
     """`Finding` of attention's output times each of `gains`, the rest of each found from that of the one before."""
     rate, texts = operator.rate, operator.shape[0]
     heads = ["gain", "texts with a rest", "texts that arrive", "least critical step", "rightmost mode", "mu of largest modulus", "outcomes"]
-    z, rows, paths, tracks = operator.drive, [], [[] for _ in range(texts)], []
+    z, rows, paths, tracks = operator.drive, [], [[] for _ in range(texts)], [[] for _ in range(texts)]
     for gain in counted(gains, "attention's gain", len(gains), "gains"):
         scaled = operator.scaled(gain)
         z, at_rest = scaled.rest_from(z)
@@ -243,14 +243,15 @@ def continuation_probe(operator, gains=GAINS):
         else:
             values = [float("nan"), complex("nan"), complex("nan")]
         rows.append([gain, int(whole.sum()), int(settled.sum()), *values, said])
-        tracks.append(cloud(f"gain {gain:g}", 1.0 + rate * found.rightmost if at_rest.any() else [], len(tracks) % 8))
-        if at_rest.any():
-            tracks[-1] = cloud(f"gain {gain:g}", found.factor, len(tracks) - 1)
+        for row in np.flatnonzero(at_rest.any(1)):
+            mu = summary(modes[row][at_rest[row]].reshape(-1), rate).factor
+            tracks[row].append((float(mu.real), float(mu.imag)))
     ends = [story(path) for path in paths]
     words = [
         f"texts {', '.join(str(i) for i, end in enumerate(ends) if end == word)}: {word} ({MEANING[word]})" for word in dict.fromkeys(ends)
     ]
     points = [(row[0], row[3]) for row in rows if row[3] == row[3]]
+    lines = [Series(f"text {row}", track, row % 8) for row, track in enumerate(tracks)]
     charts = [
         Chart(
             "Attention's gain",
@@ -261,11 +262,11 @@ def continuation_probe(operator, gains=GAINS):
             marks=((rate, "deployed"),),
         ),
         Chart(
-            "Each token's mu of largest modulus",
-            "outside of the ring steps grow; upper half of each pair",
+            "Path of each text's mu of largest modulus",
+            "from gain 0 to 1; outside of the ring steps grow; of a pair the upper one",
             "real part",
             "imaginary part",
-            [*tracks, Series("unit circle", circle(), 6)],
+            [*lines, Series("unit circle", circle(half=True), 6)],
             equal=True,
         ),
     ]
