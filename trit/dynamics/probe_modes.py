@@ -33,7 +33,8 @@ ARRIVED = 1e-6  # g at which it has
 
 def token_modes(operator, z, at_rest):
     """Eigenvalues (B, T, D) of the blocks at z; NaN where the token is not `at_rest` (B, T)."""
-    return np.where(at_rest[..., None], np.linalg.eigvals(operator.blocks(z)), np.nan)
+    blocks = np.where(at_rest[..., None, None], operator.blocks(z), -np.eye(z.shape[2]))  # what is no rest may hold what is no number
+    return np.where(at_rest[..., None], np.linalg.eigvals(blocks), np.nan)
 
 
 def circle(rate=None, half=False, count=97):
