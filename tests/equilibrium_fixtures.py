@@ -1,5 +1,6 @@
 """What tests of the relaxation's probes share: a run folder of a small equilibrium model, on characters of the embedded documentation."""
 
+import contextlib
 import dataclasses
 import json
 from collections import Counter
@@ -12,6 +13,7 @@ from trit.config_load import save
 from trit.data.corpus import pydocs
 from trit.data.shards import write_shard
 from trit.models import load_arch
+from trit.ops import torch_ops
 from trit.train.checkpoint import save_checkpoint
 from trit.train.log import RunLog
 from trit.train.probe import with_probe
@@ -52,24 +54,38 @@ def character_shards(folder, characters=200_000):
     return str(folder)
 
 
-def run_folder(folder, data, arch="equilibrium", **settings):
-    """Folder of a run trained on the shards in `data`: what the command line of training leaves there."""
+def run_folder(folder, data, arch="equilibrium", stop=0, **settings):
+    """Folder of a run trained on the shards in `data`: what the command line of training leaves there. With `stop` its checkpoint is that of
+    that step, as an interrupted run's is."""
     cfg = tiny_config(arch, **{"vocab_size": 64} | settings)
     folder.mkdir(parents=True, exist_ok=True)
     save(cfg, folder / "config.json")
     (folder / "run.json").write_text(json.dumps(dataclasses.asdict(RunArgs(data_path=data, out_path=str(folder)))))
     module, log, last = load_arch(arch), RunLog(0, folder), []
     specs = module.param_specs(cfg)
-    backend = with_probe(start(cfg), torch_vocabulary(), module, cfg, specs, log)
-    run_training(
-        cfg, specs, backend, data, 1, log, None, lambda *state: last.append(save_checkpoint(folder / "checkpoint.npz", cfg, *state))
-    )
+    backend, taken = with_probe(start(cfg), torch_ops, module, cfg, specs, log), []
+
+    def step(*arguments):
+        wait = backend.step(*arguments)
+
+        def finish():
+            taken.append(wait())
+            if len(taken) == stop:
+                raise KeyboardInterrupt
+            return taken[-1]
+
+        return finish
+
+    with contextlib.suppress(KeyboardInterrupt):
+        run_training(
+            cfg,
+            specs,
+            backend._replace(step=step),
+            data,
+            1,
+            log,
+            None,
+            lambda *state: last.append(save_checkpoint(folder / "checkpoint.npz", cfg, *state)),
+        )
     assert last
     return folder
-
-
-def torch_vocabulary():
-    """The array vocabulary in PyTorch."""
-    from trit.ops import torch_ops
-
-    return torch_ops

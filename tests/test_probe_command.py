@@ -1,11 +1,12 @@
 """Probes of a run's checkpoint: what they say of constructed traces, maps and logs, and the command on a trained folder from end to end."""
 
+import dataclasses
 import json
 import math
 
 import numpy as np
 import pytest
-from equilibrium_fixtures import TINIEST, character_shards, run_folder
+from equilibrium_fixtures import SMALL, TINIEST, character_shards, run_folder
 from page_fixtures import stands_alone
 
 from trit.config import TrainConfig
@@ -14,10 +15,23 @@ from trit.dynamics.probe import PROBES, main
 from trit.dynamics.probe_finding import Chart, Series, as_text
 from trit.dynamics.probe_gradients import Bench, cosine, cosines_probe, doubt, nudge_probe
 from trit.dynamics.probe_history import history_probe, read_history
-from trit.dynamics.probe_modes import walls
-from trit.dynamics.probe_operator import held_windows, open_run, stored_weights
+from trit.dynamics.probe_modes import spectrum_probe, walls
+from trit.dynamics.probe_operator import Operator, held_windows, open_run, stored_weights
 from trit.dynamics.probe_show import decades, svg_chart
-from trit.dynamics.probe_trace import AT_REST, BLOWN, FALLING, OSCILLATING, STALLED, WAVES, autocorrelation, period, sampled, verdict
+from trit.dynamics.probe_trace import (
+    AT_REST,
+    BLOWN,
+    FALLING,
+    OSCILLATING,
+    STALLED,
+    WAVES,
+    autocorrelation,
+    period,
+    sampled,
+    trace_probe,
+    verdict,
+)
+from trit.dynamics.spectrum import CONTRACTING, EULER
 from trit.models import load_arch
 from trit.ops import torch_ops
 from trit.train.checkpoint import load_checkpoint, trained_arrays
@@ -219,3 +233,23 @@ def test_a_table_lines_up(opened):
     found = history_probe("/nowhere", 0.25)
     assert "History" in as_text(found) and found.words[0] in as_text(found)
     assert isinstance(opened.cfg.train, TrainConfig)
+
+
+@pytest.mark.slow
+def test_the_map_foretells_where_a_relaxation_begins_to_cycle(tmp_path):
+    """After 60 steps without a penalty some texts cycle at the deployed step: those, and only those, that have a token whose critical step is
+    shorter; all by pairs that a shorter step would hold."""
+    settings = SMALL | {"iterations": 110, "warmdown_fraction": 0, "warmup_fraction": 0.2}
+    folder = run_folder(tmp_path / "run", character_shards(tmp_path / "shards"), stop=60, **settings)
+    operator, step = open_run(folder, 12)
+    _, trace = trace_probe(operator, 1200)
+    found = spectrum_probe(operator, trace).numbers
+    told = found["walls"]
+    assert step == 60 and 2 <= told["moving"] <= 10
+    assert told["moving_with_evidence"] >= 2 and told["foretold"] >= 0.8 * told["moving_with_evidence"]
+    assert told["still"] == 12 - told["moving"] and told["still_foretold"] == told["still"]
+    assert {row["outcome"] for row in found["texts"]} == {EULER, CONTRACTING}
+    shorter = Operator(
+        dataclasses.replace(operator.cfg, arch=dataclasses.replace(operator.cfg.arch, relax_rate=0.05)), operator.arrays, operator.windows
+    )
+    assert trace_probe(shorter, 2000)[0].numbers["g_last"]["token"] < 1e-6

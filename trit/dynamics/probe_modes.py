@@ -9,6 +9,7 @@ import numpy as np
 
 from trit.console import counted
 from trit.dynamics.probe_finding import Chart, Finding, Series, numbers_of
+from trit.dynamics.probe_trace import AT_REST, FALLING, WAVES, verdict
 from trit.dynamics.spectrum import (
     MEANING,
     NO_EVIDENCE,
@@ -26,7 +27,8 @@ from trit.layers.relaxation import stepping
 
 GAINS = (0.0, 0.2, 0.4, 0.7, 0.85, 1.0)
 WRITTEN_OUT = 512  # numbers of a text's state whose whole Jacobian is written out
-MOST_MODES = 4000  # points of a chart
+MOST_MODES = 6000  # points of a chart
+SHOWN_TEXTS = 3  # those with the least stable tokens, as lines
 SETTLING = 1500  # steps that may pass until a relaxation has arrived
 ARRIVED = 1e-6  # g at which it has
 
@@ -37,17 +39,17 @@ def token_modes(operator, z, at_rest):
     return np.where(at_rest[..., None], np.linalg.eigvals(blocks), np.nan)
 
 
-def circle(rate=None, half=False, count=97):
-    """Points of the unit circle, or its upper `half`; with a `rate` those of the disc of stable modes, |1 + rate nu| = 1."""
-    angles = np.linspace(0, np.pi if half else 2 * np.pi, count)
-    return [((x - 1) / rate, y / rate) if rate else (x, y) for x, y in zip(np.cos(angles), np.sin(angles))]
+def circle(rate, count=97):
+    """Points of the edge of the disc of modes that steps of length `rate` hold, |1 + rate nu| = 1."""
+    angles = np.linspace(0, 2 * np.pi, count)
+    return [((x - 1) / rate, y / rate) for x, y in zip(np.cos(angles), np.sin(angles))]
 
 
-def cloud(name, modes, colour):
-    """`Series` of eigenvalues in the plane, none without a number, the outermost if there are too many."""
+def cloud(name, modes, rate, colour):
+    """`Series` of eigenvalues in the plane, of too many those that are least stable under steps of length `rate`."""
     modes = np.ravel(modes)
     modes = modes[np.isfinite(modes)]
-    modes = modes[np.argsort(-np.abs(modes))][:MOST_MODES]
+    modes = modes[np.argsort(-np.abs(1.0 + rate * modes))][:MOST_MODES]
     return Series(name, [(float(mode.real), float(mode.imag)) for mode in modes], colour, "dots")
 
 
@@ -142,14 +144,18 @@ def spectrum_probe(operator, trace=None, moving=1e-3):
             "rightmost": float(found.rightmost[at_rest].real.max()),
         }
     if trace is not None:
-        numbers["walls"] = told = walls(critical, trace.tail, rate, moving)
+        settles = [verdict(trace.texts[:, row]) in (AT_REST, FALLING, WAVES) for row in range(operator.shape[0])]
+        numbers["walls"] = told = walls(critical, np.where(np.array(settles)[:, None], 0.0, trace.tail), rate, moving)
         words.append(
             f"the map against the trace: {told['foretold']} of {told['moving_with_evidence']} first moving tokens with a rest have a critical step below 1.05 x {rate:g}; "
-            f"{told['still_foretold']} of {told['still']} texts that come to rest have all of theirs above {rate:g}"
+            f"{told['still_foretold']} of {told['still']} texts that are at rest or on their way have all of theirs above {rate:g}"
         )
-    lines = [
-        Series(f"text {row}", [(t, float(critical[row, t])) for t in range(critical.shape[1]) if at_rest[row, t]], row % 8)
-        for row in range(len(critical))
+    order = np.argsort(np.where(np.isfinite(critical), critical, np.inf).min(1))[:SHOWN_TEXTS]
+    tokens = [(t, float(critical[row, t])) for row, t in zip(*np.nonzero(at_rest))]
+    lines = [Series("all tokens", [(int(t), value) for t, value in tokens], 6, "dots")]
+    lines += [
+        Series(f"text {row}", [(t, float(critical[row, t])) for t in range(critical.shape[1]) if at_rest[row, t]], place)
+        for place, row in enumerate(order)
     ]
     charts = [
         Chart(
@@ -162,10 +168,10 @@ def spectrum_probe(operator, trace=None, moving=1e-3):
         ),
         Chart(
             "Modes of all tokens",
-            "eigenvalues of the blocks J_tt; inside the ring the deployed step is stable",
+            f"eigenvalues of the blocks J_tt, at most the {MOST_MODES:,} least stable; inside the ring the step is stable",
             "real part",
             "imaginary part",
-            [cloud("modes", modes, 0), Series("stable", circle(rate), 6)],
+            [cloud("modes", modes, rate, 0), Series("stable", circle(rate), 6)],
             equal=True,
         ),
     ]
@@ -245,8 +251,7 @@ def continuation_probe(operator, gains=GAINS):
             values = [float("nan"), complex("nan"), complex("nan")]
         rows.append([gain, int(whole.sum()), int(settled.sum()), *values, said])
         for row in np.flatnonzero(at_rest.any(1)):
-            mu = summary(modes[row][at_rest[row]].reshape(-1), rate).factor
-            tracks[row].append((float(mu.real), float(mu.imag)))
+            tracks[row].append((gain, float(np.abs(1.0 + rate * modes[row][at_rest[row]]).max())))
     ends = [story(path) for path in paths]
     words = [
         f"texts {', '.join(str(i) for i, end in enumerate(ends) if end == word)}: {word} ({MEANING[word]})" for word in dict.fromkeys(ends)
@@ -263,12 +268,12 @@ def continuation_probe(operator, gains=GAINS):
             marks=((rate, "deployed"),),
         ),
         Chart(
-            "Path of each text's mu of largest modulus",
-            "from gain 0 to 1; outside of the ring steps grow; of a pair the upper one",
-            "real part",
-            "imaginary part",
-            [*lines, Series("unit circle", circle(half=True), 6)],
-            equal=True,
+            "Growth of a step, by text",
+            "largest |mu| of its tokens at rest; above the mark steps grow",
+            "factor on attention's output",
+            "largest |mu|",
+            lines,
+            marks=((1.0, ""),),
         ),
     ]
     numbers = {"gains": numbers_of(heads, rows), "outcomes": paths, "texts": ends}

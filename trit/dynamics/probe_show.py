@@ -25,13 +25,14 @@ def drawable(chart):
 
 def draw(axes, chart):
     """The chart on matplotlib axes."""
+    longest = max((len(points) for series, points in drawable(chart) if series.look != "dots"), default=0)
     for series, points in drawable(chart):
         across, up = zip(*points)
         colour = PALETTE[series.colour % len(PALETTE)]
         if series.look == "dots":
             axes.plot(across, up, "o", color=colour, markersize=2.4, markeredgewidth=0, alpha=0.6, label=series.name)
         else:
-            marker = "o" if len(points) <= FEW else None
+            marker = "o" if longest <= FEW else None
             axes.plot(across, up, color=colour, linewidth=1.4, marker=marker, markersize=3.5, label=series.name)
     for height, name in chart.marks:
         axes.axhline(height, color="#444444", linewidth=0.9, linestyle=":")

@@ -119,7 +119,7 @@ def trace_probe(operator, steps=2000):
                 float(tail.max()),
                 word,
                 period(np.log(tail + 1e-300)) if word in (OSCILLATING, WAVES) else 0,
-                int(first[0]) if len(first) else None,
+                int(first[0]) if len(first) and word in (OSCILLATING, STALLED, BLOWN) else None,
             ]
         )
     heads = ["text", "g deployed", "r deployed", "g last", "tail least", "tail most", "verdict", "period", "first moving token"]
@@ -136,7 +136,13 @@ def trace_probe(operator, steps=2000):
     ]
     charts = [
         Chart(
-            "Relaxation", f"g = |F(z)| / |z| at steps of {operator.rate:g}", "steps", "g", lines, log_up=True, marks=((STILL, "at rest"),)
+            "Relaxation",
+            f"g = |F(z)| / |z| at steps of {operator.rate:g}",
+            "steps",
+            "g",
+            lines,
+            log_up=True,
+            marks=((STILL, "at rest"),) if trace.worst.min() < 100 * STILL else (),
         )
     ]
     tail = np.log(trace.worst[-min(TAIL, max(len(trace.worst) // 2, 2)) :] + 1e-300)
