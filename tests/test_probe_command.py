@@ -98,7 +98,7 @@ def test_a_map_foretells_first_moving_tokens_only():
 
 def test_no_cosine_stands_without_its_residuals():
     assert "no evidence" in doubt(None, 0.0) and "no evidence" in doubt(math.nan, 0.0)
-    assert "unfinished" in doubt(0.2, 0.0) and "not at rest" in doubt(0.01, 0.1) and "not at rest" in doubt(0.01, math.nan)
+    assert "did not arrive" in doubt(0.2, 0.0) and "not at rest" in doubt(0.01, 0.1) and "not at rest" in doubt(0.01, math.nan)
     assert doubt(0.01, 1e-6) == ""
     left, right = {"a": np.array([1.0, 0.0]), "b": np.array([2.0])}, {"a": np.array([1.0, 1.0]), "b": np.array([0.0])}
     assert cosine(left, right, ["a"]) == pytest.approx(0.5**0.5) and math.isnan(cosine(left, right, ["b"]))
@@ -174,6 +174,7 @@ def test_the_command_says_shows_and_writes_everything(run, tmp_path, capsys):
     assert found["trace"]["r_deployed"]["token"] == pytest.approx(0.25 * found["trace"]["g_deployed"]["token"])
     assert found["spectrum"]["least_critical_step"] > 0.25 and found["spectrum"]["tokens_at_rest"] == 16
     assert found["arnoldi"]["written_out"]["above_diagonal"] == 0 and found["arnoldi"]["written_out"]["apart"] < 1e-6
+    assert found["arnoldi"]["written_out"]["blocks_apart"] < 1e-12
     assert max(row["apart"] for row in found["arnoldi"]["spectra"]) < 1e-5
     assert {row["status"] for row in found["solvers"]["solvers"]} == {"converged"}
     assert found["continuation"]["texts"] == ["contracting"] * 2 and len(found["history"]["probes"]) >= 2

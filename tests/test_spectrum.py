@@ -15,6 +15,7 @@ from trit.dynamics.spectrum import (
     HOPF,
     MEANING,
     NO_EVIDENCE,
+    SLOW,
     STEADY,
     arnoldi,
     asymmetry,
@@ -133,6 +134,8 @@ def test_spectra_of_what_is_no_rest_are_no_evidence_and_arriving_matters():
     assert outcome(np.array([], complex), 0.25) == NO_EVIDENCE
     assert outcome(np.array(STABLE), 0.25, settled=False) == ATTRACTOR
     assert outcome(np.array(PAIR), 0.25, settled=False) == EULER
+    slowest = np.array([-2.0, -0.02])  # 0.995 a step
+    assert outcome(slowest, 0.25, settled=False, steps=1000) == SLOW and outcome(slowest, 0.25, settled=False, steps=9000) == ATTRACTOR
 
 
 def test_what_survives_without_attention_is_the_feed_forwards():

@@ -124,7 +124,7 @@ def doubt(rho, residual, tolerance=1e-3):
     if rho is None or rho != rho:
         return "quoted without rho: no evidence"
     if rho > RHO:
-        return f"rho {rho:.1e} is above {RHO:g}: the nudged phase is unfinished"
+        return f"rho {rho:.1e} is above {RHO:g}: the nudged phase did not arrive"
     return f"g {residual:.1e} of the deployed state is above {tolerance:g}: it is not at rest" if not residual <= tolerance else ""
 
 

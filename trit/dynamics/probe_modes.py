@@ -168,7 +168,7 @@ def spectrum_probe(operator, trace=None, moving=1e-3):
         ),
         Chart(
             "Modes of all tokens",
-            f"eigenvalues of the blocks J_tt, at most the {MOST_MODES:,} least stable; inside the ring the step is stable",
+            f"the {min(modes[at_rest].size, MOST_MODES):,} least stable eigenvalues of the blocks J_tt, and the disc of stable ones",
             "real part",
             "imaginary part",
             [cloud("modes", modes, rate, 0), Series("stable", circle(rate), 6)],
@@ -210,15 +210,19 @@ def arnoldi_probe(operator, vectors=120):
     blocks = written.reshape(short, operator.shape[2], short, operator.shape[2])
     above = max((float(np.abs(blocks[t, :, t + 1 :]).max()) for t in range(short - 1)), default=0.0)
     apart = matched(np.linalg.eigvals(written), modes[row, :short].reshape(-1))
+    # Equal blocks with noughts above them prove equal spectra; what `apart` adds is the rounding of eigenvalues of a matrix so far from normal.
+    own = part.blocks(z[:, :short])[0]
+    blocks_apart = max(float(np.abs(blocks[t, :, t] - own[t]).max()) for t in range(short))
     words = [
         f"text {row}, {length} tokens at rest, {size} numbers, {vectors} vectors",
-        f"its first {short} tokens written out ({written.shape[0]} numbers): the spectrum is that of the blocks within {apart:.1e}, and what looks ahead is {above:.1e}",
+        f"its first {short} tokens written out ({written.shape[0]} numbers): the spectrum is that of the blocks within {apart:.1e}, "
+        f"the blocks themselves within {blocks_apart:.1e}; what looks ahead is {above:.1e}",
     ]
     numbers = {
         "text": row,
         "tokens": length,
         "spectra": numbers_of(heads, rows),
-        "written_out": {"tokens": short, "apart": apart, "above_diagonal": above},
+        "written_out": {"tokens": short, "apart": apart, "blocks_apart": blocks_apart, "above_diagonal": above},
     }
     return Finding("arnoldi", "The whole Jacobian", words, heads, rows, [], numbers)
 
@@ -237,7 +241,7 @@ def continuation_probe(operator, gains=GAINS):
         settled = scaled.residuals(arrived.state).max(1) <= ARRIVED
         for row in range(texts):
             known = modes[row][at_rest[row]]
-            word = outcome(known, rate, bool(at_rest[row].any()), bool(settled[row]))
+            word = outcome(known, rate, bool(at_rest[row].any()), bool(settled[row]), SETTLING)
             # All that was found shrinks, yet a token behind it has no rest: that is no finding on the text.
             stable = word not in (NO_EVIDENCE, STEADY) and not (np.abs(1.0 + rate * known) >= 1).any()
             paths[row].append(NO_EVIDENCE if stable and not whole[row] else word)

@@ -5,6 +5,7 @@ An eigenvalue nu = a + i b of J is a mode of the flow, mu = 1 + rate * nu that o
 to -2 a / (a^2 + b^2). All arrays are numpy, of 64 bits; shapes: B batch, T time, D width, N = T * D numbers of a text.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,8 @@ from trit.layers.newton import longest_steps
 
 REAL = 1e-9  # an imaginary part below this share of an eigenvalue's size is rounding
 EULER, HOPF, STEADY, FLIP = "euler artefact", "hopf", "real +1", "flip"
-ATTRACTOR, CONTRACTING, NO_EVIDENCE, FFN = "other attractor", "contracting", "no evidence", "ffn driven"
+ATTRACTOR, CONTRACTING, NO_EVIDENCE, FFN, SLOW = "other attractor", "contracting", "no evidence", "ffn driven", "slow"
+AMPLE = 1e-9  # what steps must have shrunk the slowest mode to before their not arriving means anything
 MEANING = {
     EULER: "a complex pair leaves the unit circle although its real part is negative: shorter steps cure it",
     HOPF: "a complex pair has a positive real part: the rest itself is unstable, and no step length cures it",
@@ -21,6 +23,7 @@ MEANING = {
     FLIP: "a real eigenvalue is below -2 / step: every step overshoots to the other side, shorter ones cure it",
     ATTRACTOR: "all modes at the rest shrink, yet the steps do not arrive: they have gone elsewhere",
     CONTRACTING: "all modes shrink and the steps arrive",
+    SLOW: "all modes shrink, one so slowly that the steps had no time to arrive",
     NO_EVIDENCE: "no rest was found, and the modes at a point that is none say nothing",
     FFN: "the same instability is there without attention: the feed-forward part drives it",
 }
@@ -77,9 +80,9 @@ def arnoldi(product, size, which, vectors=120, seed=0):
     return complex(picked(values, values.real if which == "LR" else np.abs(values)))
 
 
-def outcome(modes, rate, at_root=True, settled=True):
+def outcome(modes, rate, at_root=True, settled=True, steps=math.inf):
     """What the eigenvalues (any number of them) of J at one point say of steps of length `rate`: a key of MEANING. `at_root` says whether the
-    point is a rest, `settled` whether steps of that length from the drive arrived at one."""
+    point is a rest, `settled` whether `steps` steps of that length from the drive arrived at one."""
     modes = np.ravel(modes)
     if not at_root or not len(modes):
         return NO_EVIDENCE
@@ -88,7 +91,9 @@ def outcome(modes, rate, at_root=True, settled=True):
         return HOPF if abs(found.rightmost.imag) > REAL * (1.0 + abs(found.rightmost)) else STEADY
     if abs(found.factor) >= 1:
         return EULER if abs(found.factor.imag) > REAL * rate else FLIP
-    return CONTRACTING if settled else ATTRACTOR
+    if settled:
+        return CONTRACTING
+    return SLOW if abs(found.factor) ** steps > AMPLE else ATTRACTOR
 
 
 def story(outcomes):
