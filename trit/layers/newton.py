@@ -26,12 +26,16 @@ def own_blocks(ops, own_force, z):
     return ops.stack(rows, 2)
 
 
-def critical_steps(blocks):
-    """Longest stable explicit step (..., ) of blocks (..., D, D) in numpy, the least of -2 a / (a^2 + b^2) over eigenvalues a + b i; 0 where
+def longest_steps(modes):
+    """Longest stable explicit step (...,) of each set of eigenvalues (..., D) in numpy, the least of -2 a / (a^2 + b^2) over a + b i; 0 where
     one has a real part of 0 or more: no step is stable there."""
-    modes = np.linalg.eigvals(np.asarray(blocks, np.float64))
     steps = np.where(modes.real < 0, -2.0 * modes.real / np.maximum(np.abs(modes) ** 2, 1e-30), 0.0)
     return steps.min(-1)
+
+
+def critical_steps(blocks):
+    """`longest_steps` of blocks (..., D, D) in numpy."""
+    return longest_steps(np.linalg.eigvals(np.asarray(blocks, np.float64)))
 
 
 def newton_sweeps(ops, own_force, z, budget, tolerance):

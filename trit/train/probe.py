@@ -1,9 +1,8 @@
-"""What an architecture has to say about its weights, as its forward sees them and with what `update_state` made, in the log of a run: beside
-the counted program, not in it.
+"""What an architecture has to say about its weights, as its forward sees them, in the log of a run: beside the counted program, not in it.
 
 An architecture that exports `probe` is asked at the first step and every PROBE_LINES log lines, on the step's own tokens, of its weights
-and of what its `update_state` left beside them; with `probed_groups` the gradients of that step are reported too. They are read off the optimiser's moments, so a step that is not probed costs
-nothing.
+and of what its `update_state` left beside them; with `probed_groups` the gradients of that step are reported too. They are read off the
+optimiser's moments, so a step that is not probed costs nothing.
 """
 
 import numpy as np
