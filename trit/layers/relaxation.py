@@ -65,12 +65,12 @@ def stepping(ops, force, z, rate, budget, tolerance, measure=None):
         z = z + rate * pull
 
 
-def freezing(ops, force, z, rate, budget, tolerance):
+def freezing(ops, force, z, rate, budget, tolerance, measure=None):
     """Explicit steps in which a position stands still for good once it and all before it are at rest. No position looks at a later one."""
-    history, used = [], 0
+    measure, history, used = measure or residual, [], 0
     while True:
         pull = force(z)
-        used, residuals = used + 1, residual(ops, pull, z)
+        used, residuals = used + 1, measure(ops, pull, z)
         history.append(ops.to_numpy(ops.max(residuals, 1)))
         moving = ops.cummax(ops.cast(residuals > tolerance, "float32"), 1)
         if used >= budget or not history[-1].max() > tolerance:
@@ -80,20 +80,21 @@ def freezing(ops, force, z, rate, budget, tolerance):
 
 SMOOTHING = 0.8  # of the logarithm of a residual
 NOISE_BAND = 50.0  # units in the last place that a ratio of residuals may be off 1 and mean nothing
+GROWTH = 1.1  # of a step that did not overshoot
 CEILING_HELD, CEILING_GROWTH = 50, 1.01
 FLOOR_WINDOW, FLOOR_SHARE = 400, 0.25
 
 
-def adapting(ops, force, z, start, span, budget, tolerance, by_position=False, precision=6e-8):
+def adapting(ops, force, z, start, span, budget, tolerance, by_position=False, precision=6e-8, measure=None):
     """Explicit steps whose length each text (or each position) chooses by itself, between the two of `span`: longer while the residual
     falls, and after an overshoot half of what overshot, a ceiling that is held and then rises by a hundredth a step. Judging by the
     ratio of residuals alone, not by how fast they fall: that would take a short step's slowness for instability (equilibrium.md A2.2)."""
     key = (lambda r: r) if by_position else (lambda r: ops.max(r, 1, True))
-    history, floors, used = [], [], 0
+    measure, history, floors, used = measure or residual, [], [], 0
     rate = ceiling = held = before = None
     while True:
         pull = force(z)
-        used, residuals = used + 1, residual(ops, pull, z)
+        used, residuals = used + 1, measure(ops, pull, z)
         history.append(ops.to_numpy(ops.max(residuals, 1)))
         size = ops.log(key(residuals) + 1e-30)
         if rate is None:
@@ -109,7 +110,7 @@ def adapting(ops, force, z, start, span, budget, tolerance, by_position=False, p
             dropped = ops.maximum(0.5 * rate, span[0])
             ceiling = over * dropped + calm * ops.where(held > 0, ceiling, ops.clip(ceiling * CEILING_GROWTH, span[0], span[1]))
             held = over * CEILING_HELD + calm * ops.maximum(held - 1.0, 0.0)
-            longer = 1.05 * rate
+            longer = GROWTH * rate
             rate = over * dropped + calm * ops.where(longer > ceiling, ceiling, longer)
             # What is compared next begins anew after an overshoot: the smoothed value still rises when the step has been halved already.
             smooth = over * size + calm * smooth
