@@ -57,16 +57,17 @@ def solve(memory, v, end, h=None, method=None, target=None, tolerance=0.01, poin
         return np.abs(states(y)[0] - target).max() - tolerance
 
     distance.terminal, distance.direction = True, -1.0
-    done = solve_ivp(
-        currents,
-        (0.0, end),
-        np.concatenate([v.ravel(), h.ravel()]),
-        method=method or method_for(memory),
-        rtol=RELATIVE,
-        atol=ABSOLUTE,
-        dense_output=True,
-        events=None if target is None else distance,
-    )
+    with np.errstate(over="ignore", invalid="ignore"):  # what runs away is said below
+        done = solve_ivp(
+            currents,
+            (0.0, end),
+            np.concatenate([v.ravel(), h.ravel()]),
+            method=method or method_for(memory),
+            rtol=RELATIVE,
+            atol=ABSOLUTE,
+            dense_output=True,
+            events=None if target is None else distance,
+        )
     if not done.success or not np.isfinite(done.y).all():
         raise FloatingPointError(f"the integration stopped at t={done.t[-1]:g}: {done.message}; is the energy bounded below?")
     times = np.union1d(np.linspace(0.0, done.t[-1], points), done.t)
