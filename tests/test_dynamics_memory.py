@@ -204,6 +204,14 @@ def test_xor_is_soft_at_beta_1_and_its_minimum_is_where_the_output_ends():
         assert np.array_equal(run.visible[:, :2], np.broadcast_to(row[:2], (len(run.times), 2)))
 
 
+def test_the_landscape_of_xor_is_convex_up_to_beta_4_only():
+    """So uniqueness of its minimum is what the bar asks, not convexity."""
+    outputs = np.linspace(0, 1, 1001)
+    states = np.stack([np.ones(1001), np.zeros(1001), outputs], -1)
+    lowest = {beta: np.diff(effective_energy(xor_memory(beta), states), 2).min() * 1e6 for beta in (2.0, 4.0, 8.0, 16.0)}
+    assert [round(float(value), 2) + 0.0 for value in lowest.values()] == [0.5, 0.0, -1.0, -3.0]
+
+
 def test_the_code_is_hamming_s():
     words = codewords()
     distances = np.abs(words[:, None] - words).sum(2)

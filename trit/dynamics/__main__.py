@@ -33,7 +33,7 @@ def printed(rows):
 def parity_rows(options):
     """(rows of the splits that were asked for, weights of the first)."""
     kinds = [options.split] if options.split else list(SPLITS)
-    settings = [Setting(options.iterations, options.gain, options.positions, seed) for seed in range(options.seeds)]
+    settings = [Setting(options.iterations, options.gain, options.positions, seed, options.step) for seed in range(options.seeds)]
     found, first = [], None
     with progress("training", len(kinds) * len(settings) * options.iterations, "step") as bar:
         for kind in kinds:
@@ -55,11 +55,16 @@ def main():
     parser.add_argument("--positions", type=float, default=defaults.positions, help="parity: size of learned positions; 0 is none")
     parser.add_argument("--gain", type=float, default=defaults.gain, help="parity: largest gain of the memory, below 1")
     parser.add_argument("--iterations", type=int, default=defaults.iterations, help="parity: steps of training")
+    parser.add_argument(
+        "--step", type=float, default=defaults.step, help="parity: length of a training's 20 explicit steps (tau_v), below 2"
+    )
     parser.add_argument("--brief", action="store_true", help="parity: leave the full circuit out")
     options = parser.parse_args()
     with command(options.json) as answer:
         if not 0 < options.gain < 1:
             raise ValueError(f"--gain {options.gain} leaves the energy without a lower bound; choose a number between 0 and 1")
+        if not 0 < options.step < 2:
+            raise ValueError(f"--step {options.step} may raise the energy; choose a number between 0 and 2")
         if options.seeds < 1 or options.iterations < 1:
             raise ValueError("--seeds and --iterations must be 1 or more")
         if options.task == "xor":

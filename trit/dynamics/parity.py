@@ -28,12 +28,14 @@ SPLITS = ("random", "ends", "leave_one_count_out")
 
 @dataclass(frozen=True)
 class Setting:
-    """How a model is trained: iterations over all training strings, largest gain of the memory, size of learned positions (0: none)."""
+    """How a model is trained: iterations over all training strings, largest gain of the memory, size of learned positions (0: none), seed,
+    and the length of its explicit steps in tau_v, at most 2 for an energy that falls."""
 
     iterations: int = 2000
     gain: float = 0.8
     positions: float = 0.0
     seed: int = 0
+    step: float = STEP
 
 
 def all_strings(bits=BITS):
@@ -96,13 +98,13 @@ def attend(rows, v):
     return share, np.einsum("bl,bld->bd", share, rows)
 
 
-def relaxation(weights, rows, steps=STEPS):
+def relaxation(weights, rows, steps=STEPS, step=STEP):
     """States (steps + 1, B, D) of explicit steps from rest."""
     states = [np.zeros((len(rows), CHANNELS))]
     for _ in range(steps):
         v = states[-1]
         opened = np.maximum(v @ weights["patterns"].T + weights["hinge"], 0.0)
-        states.append(v + STEP * (attend(rows, v)[1] + opened @ weights["patterns"] + weights["drive"] - v))
+        states.append(v + step * (attend(rows, v)[1] + opened @ weights["patterns"] + weights["drive"] - v))
     return states
 
 
@@ -111,10 +113,10 @@ def logits_of(weights, v):
     return DECODER * v @ weights["decoder"].T + weights["decoder_bias"]
 
 
-def loss_and_gradients(weights, strings, share):
+def loss_and_gradients(weights, strings, share, step=STEP):
     """(cross-entropy in nats, {name: gradient}) of strings (B, L), each of which counts for its `share` (B,); the shares add up to 1."""
     rows = context(weights, strings)
-    states = relaxation(weights, rows)
+    states = relaxation(weights, rows, STEPS, step)
     logits, odd = logits_of(weights, states[-1]), strings.sum(1) % 2
     logits = logits - logits.max(1, keepdims=True)
     chance = np.exp(logits)
@@ -133,11 +135,11 @@ def loss_and_gradients(weights, strings, share):
         turned = BETA * chosen * (seen - (chosen * seen).sum(1, keepdims=True))
         opened = v @ weights["patterns"].T + weights["hinge"]
         back = (opened > 0) * (slope @ weights["patterns"].T)
-        to_rows += STEP * (chosen[:, :, None] * slope[:, None] + turned[:, :, None] * v[:, None])
-        found["patterns"] += STEP * (np.maximum(opened, 0.0).T @ slope + back.T @ v)
-        found["hinge"] += STEP * back.sum(0)
-        found["drive"] += STEP * slope.sum(0)
-        slope = slope + STEP * (np.einsum("bl,bld->bd", turned, rows) + back @ weights["patterns"] - slope)
+        to_rows += step * (chosen[:, :, None] * slope[:, None] + turned[:, :, None] * v[:, None])
+        found["patterns"] += step * (np.maximum(opened, 0.0).T @ slope + back.T @ v)
+        found["hinge"] += step * back.sum(0)
+        found["drive"] += step * slope.sum(0)
+        slope = slope + step * (np.einsum("bl,bld->bd", turned, rows) + back @ weights["patterns"] - slope)
     np.add.at(found["embed"], strings, to_rows)
     if "position" in weights:
         found["position"][: strings.shape[1]] = to_rows.sum(0)
@@ -158,13 +160,13 @@ def train(strings, setting, tick=None):
     weights, losses = first_weights(setting), []
     moments = {name: (np.zeros_like(array), np.zeros_like(array)) for name, array in weights.items()}
     shown, share = distinct(strings, setting.positions > 0)
-    for step in range(setting.iterations):
-        loss, gradients = loss_and_gradients(weights, shown, share)
+    for place in range(setting.iterations):
+        loss, gradients = loss_and_gradients(weights, shown, share, setting.step)
         norm = np.sqrt(sum(np.square(gradient).sum() for gradient in gradients.values()))
-        fade = 0.5 + 0.5 * np.cos(np.pi * step / setting.iterations)
+        fade = 0.5 + 0.5 * np.cos(np.pi * place / setting.iterations)
         for name, gradient in gradients.items():
             rate = fade * (DECODER_RATE if name.startswith("decoder") else RATE)
-            moments[name], update = adam_update(np, ADAM, *moments[name], gradient * min(1.0, 1.0 / norm), step + 1)
+            moments[name], update = adam_update(np, ADAM, *moments[name], gradient * min(1.0, 1.0 / norm), place + 1)
             weights[name] = weights[name] - rate * update
         weights["patterns"] = bounded(weights["patterns"], setting.gain)
         losses.append(float(loss))
@@ -173,9 +175,9 @@ def train(strings, setting, tick=None):
     return weights, losses
 
 
-def answers(weights, strings, steps=STEPS):
+def answers(weights, strings, steps=STEPS, step=STEP):
     """Decoded parity (B,) of strings (B, L) after the steps of training."""
-    return logits_of(weights, relaxation(weights, context(weights, strings), steps)[-1]).argmax(1)
+    return logits_of(weights, relaxation(weights, context(weights, strings), steps, step)[-1]).argmax(1)
 
 
 def circuit(weights, strings, hidden_time=0.1):
@@ -219,13 +221,14 @@ def parity_row(kind, setting, tick=None, whole=True):
     circuit says of those held out, where `whole`."""
     trained_on, held = split_strings(kind, setting.seed)
     weights, losses = train(trained_on, setting, tick)
-    wrong = held[answers(weights, held) != held.sum(1) % 2]
+    wrong = held[answers(weights, held, STEPS, setting.step) != held.sum(1) % 2]
     row = {
         "split": kind,
         "seed": setting.seed,
         "positions": setting.positions,
+        "step": setting.step,
         "loss": losses[-1],
-        "trained_right": int((answers(weights, trained_on) == trained_on.sum(1) % 2).sum()),
+        "trained_right": int((answers(weights, trained_on, STEPS, setting.step) == trained_on.sum(1) % 2).sum()),
         "trained": len(trained_on),
         "right": len(held) - len(wrong),
         "held": len(held),
