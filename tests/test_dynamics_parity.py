@@ -28,7 +28,7 @@ from trit.dynamics.parity import (
 )
 from trit.dynamics.solver import solve
 
-QUICK = Setting(iterations=1000, gain=0.95)  # a fast training; the command's own has flat traces and takes three times as long
+QUICK = Setting(iterations=1000, gain=0.95)  # a fast training; the command's own fits every string and rests, and takes three times as long
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_every_bar_of_the_whole_circuit(seed):
     """The command's training: random strings within one of all, both ends all, the same answers in the full circuit, which rests."""
     for kind in ("random", "ends"):
         row, _ = parity_row(kind, Setting(seed=seed))
-        assert row["right"] >= (51 if kind == "random" else 52), row
+        assert row["right"] >= (51 if kind == "random" else 52) and row["trained_right"] >= 202, row
         assert row["circuit_right"] == row["right"] and row["circuit_flat"], row
         assert row["circuit_speed"] < 1e-3 and row["circuit_largest_rise"] <= 1e-9, row
 

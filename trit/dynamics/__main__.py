@@ -17,7 +17,8 @@ def cell(value):
     if isinstance(value, float):
         return f"{value:.5g}"
     if isinstance(value, list):
-        return " ".join(map(str, value)) or "-"
+        more = f" and {len(value) - 2} more" if len(value) > 3 else ""
+        return " ".join(map(str, value[: 2 if more else 3])) + more or "-"
     return "-" if value is None else str(value)
 
 

@@ -31,8 +31,8 @@ class Setting:
     """How a model is trained: iterations over all training strings, largest gain of the memory, size of learned positions (0: none), seed,
     and the length of its explicit steps in tau_v, at most 2 for an energy that falls."""
 
-    iterations: int = 2000
-    gain: float = 0.8
+    iterations: int = 3000
+    gain: float = 0.9
     positions: float = 0.0
     seed: int = 0
     step: float = STEP

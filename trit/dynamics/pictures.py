@@ -155,6 +155,8 @@ def draw_parity(path, weights, kind, seed):
     if new:
         right.plot([], [], "o", color="none", markeredgecolor="black", markersize=9, label="count not in training")
     right.axhline(0, color=GREY, linewidth=0.8, linestyle=":")
+    low, high = right.get_ylim()
+    right.set_ylim(low - 0.35 * (high - low), high)  # room for the names
     right.legend(frameon=False, fontsize=8, loc="lower right")
     titled(right, "all 256 strings at rest", "ones in the string", "score of odd less even")
     saved(pyplot, figure, path)
