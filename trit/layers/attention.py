@@ -72,6 +72,20 @@ def choose_attention(ops, cfg, like):
     ops.flash_attention(heads, heads[:, : cfg.model.num_kv_heads], heads[:, : cfg.model.num_kv_heads])
 
 
+def attended(ops, cfg, q, k, v, tables):
+    """What queries (B, H, T, D) read of keys and values (B, K, T, D), each of those that it may see -> (B, H, T, D). The settings choose
+    how; `tables` is what `attention_tables` made of the tokens."""
+    if cfg.eval.eval_segment_tokens and q.shape[2] > cfg.eval.eval_seq_len:
+        return banded_attention(ops, q, k, v, tables[1])
+    if cfg.model.isolate_documents:
+        return ops.masked_attention(q, k, v, tables[1])
+    if cfg.train.attention_kernel == "float32":
+        return ops.cast(ops.attention(*[ops.cast(part, "float32") for part in (q, k, v)]), cfg.train.compute_dtype)
+    if cfg.train.attention_kernel == "flash":
+        return ops.flash_attention(q, k, v)
+    return ops.attention(q, k, v)
+
+
 def attention_layer(ops, p, cfg, name, x, tables, first_values, exclude_self):
     """x (B, T, C) -> (output (B, T, C), values (B, K, T, D)). `first_values` is None in the first layer.
 
@@ -89,16 +103,7 @@ def attention_layer(ops, p, cfg, name, x, tables, first_values, exclude_self):
     if cfg.model.value_residual and first_values is not None:
         keep = ops.sigmoid(p[name + ".value_mix"])
         v = keep * v + (1.0 - keep) * first_values
-    if cfg.eval.eval_segment_tokens and length > cfg.eval.eval_seq_len:
-        y = banded_attention(ops, q, k, v, tables[1])
-    elif cfg.model.isolate_documents:
-        y = ops.masked_attention(q, k, v, tables[1])
-    elif cfg.train.attention_kernel == "float32":
-        y = ops.cast(ops.attention(*[ops.cast(part, "float32") for part in (q, k, v)]), cfg.train.compute_dtype)
-    elif cfg.train.attention_kernel == "flash":
-        y = ops.flash_attention(q, k, v)
-    else:
-        y = ops.attention(q, k, v)
+    y = attended(ops, cfg, q, k, v, tables)
     if cfg.model.xsa_layers and exclude_self:
         grouped = ops.reshape(y, (batch, kv_heads, heads // kv_heads, length, head_dim))
         own = ops.reshape(v, (batch, kv_heads, 1, length, head_dim))
