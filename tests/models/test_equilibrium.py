@@ -74,7 +74,7 @@ def batch_mixing(ops, pull, x):
 
 LEAKS = {
     "global_stop": lambda ops, pull, x: stepping(ops, pull, x, 0.25, 60, 3e-3).state,
-    "global_adaptive": lambda ops, pull, x: adapting(ops, pull, x, 0.05, (0.003, 1.2), 30, 0.0).state,
+    "global_adaptive": lambda ops, pull, x: adapting(ops, pull, x, 0.6, (0.003, 1.2), 30, 0.0).state,
     "mixing_by_texts": lambda ops, pull, x: anderson(ops, pull, x, 25, 0.0, ridge=1e-6).state,
     "mixing_by_batches": batch_mixing,
 }
