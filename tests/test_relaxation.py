@@ -18,9 +18,9 @@ def rotation(a, b):
     return torch.tensor([[a, -b], [b, a]], dtype=torch.float64)
 
 
-def size(ops, pull, z):
+def size(pull, z):
     """|F|, where the rest is the origin and |F| / |z| would never fall."""
-    return norms(ops, pull)
+    return norms(OPS, pull)
 
 
 def linear(matrix):
@@ -44,7 +44,7 @@ def test_steps_of_one_length_are_stable_up_to_the_critical_one(a, b):
     for share, settles in ((0.8, True), (1.2, False)):
         force, start, _ = linear(rotation(a, b))
         found = stepping(OPS, force, start, share * critical, 2000, 1e-9, measure=size)
-        assert (float(found.residuals) < 0.95 * float(size(OPS, start @ rotation(a, b).T, start))) == settles
+        assert (float(found.residuals) < 0.95 * float(size(start @ rotation(a, b).T, start))) == settles
     assert critical_steps(rotation(0.1, 1.0).numpy()[None])[0] == 0.0
 
 

@@ -6,13 +6,15 @@ up to it (`prefix`), which is causal. Never over a batch: its rows would move ea
 
 import numpy as np
 
-from trit.layers.relaxation import Solution, judged, residual
+from trit.layers.relaxation import Solution, outcomes, measured
 
-WARM_STEPS, WARM_RATE = 15, 0.1
+WARM_STEPS = 15
+WARM_RATE = 0.1
 MIXED_RATE = 0.25
 KEPT_STATES = 10
 BLOWN = 3.0  # times the best residual so far: begin anew from the state that had it
-RESTART_STEPS, RESTART_RATE = 10, 0.1  # twice as many at each restart of a text
+RESTART_STEPS = 10  # twice as many at each restart of a text
+RESTART_RATE = 0.1
 
 
 def mixing_shares(ops, dots, valid, prefix, ridge):
@@ -47,11 +49,11 @@ def anderson(
     text goes back to that best state and takes plain steps, twice as many as at its restart before: the way to the rest may lead over a hill
     of the residual, and what mixing finds before it is no rest. Mixed by texts it returns each text's best state; mixed by prefixes the
     last, and all rules look at earlier positions only."""
-    measure, history, states, pulls, valid, dots, used = measure or residual, [], [], [], [], [], 0
+    history, states, pulls, valid, dots, used = [], [], [], [], [], 0
     found = found_size = best = best_size = settling = patience = None
     while True:
         pull = force(z)
-        used, residuals = used + 1, measure(ops, pull, z)
+        used, residuals = used + 1, measured(ops, measure, pull, z)
         history.append(ops.to_numpy(ops.max(residuals, 1)))
         size = ops.cummax(residuals, 1) if prefix else ops.max(residuals, 1, True)
         if used == 1:
@@ -63,7 +65,7 @@ def anderson(
         if used >= budget or not (history[-1] > tolerance).any() or not np.isfinite(history[-1]).any():
             if prefix:
                 found, found_residuals = z, residuals
-            return Solution(found, used, found_residuals, judged(ops, found_residuals, tolerance, history))
+            return Solution(found, used, found_residuals, outcomes(ops, found_residuals, tolerance, history))
         moving = ops.cast(size > tolerance, "float32")[..., None]
         if used <= warm:
             z = z + WARM_RATE * moving * pull
@@ -81,6 +83,6 @@ def anderson(
         shares = mixing_shares(ops, dots, ops.stack(valid, -1), prefix, ridge)
         mixed = sum(shares[..., i, None] * (states[i] + pulls[i]) for i in range(len(states)))
         stepped = ops.where(blown[..., None] > 0, best, z + RESTART_RATE * pull)
-        # What a text mixes after its restart is judged by what it reaches from there.
+        # What a text mixes after its restart is outcomes by what it reaches from there.
         best_size = best_size + 1e30 * ops.cast(settling == 1, "float32")
         z = z + moving * (ops.where(plain[..., None] > 0, stepped, mixed) - z)

@@ -166,9 +166,8 @@ def own_force(ops, p, cfg, own, past, x, tables):
 def relaxed(ops, p, cfg, tokens):
     """State (B, T, D) after arch.relax_steps explicit steps from the drive: the deployed computation. Causal to the last bit, for nothing in
     it looks at more than one position but attention."""
-    p = capped(ops, p, cfg)
-    x, tables = drive(ops, p, cfg, tokens), cell_tables(ops, cfg, tokens)
-    z = x
+    z = x = drive(ops, p, cfg, tokens)
+    p, tables = capped(ops, p, cfg), cell_tables(ops, cfg, tokens)
     for _ in range(cfg.arch.relax_steps):
         z = z + cfg.arch.relax_rate * force(ops, p, cfg, z, x, tables)
     return z

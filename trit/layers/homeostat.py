@@ -12,7 +12,7 @@ from trit.setting import setting
 JACOBIAN_RANGE = (0.05, 16.0)  # of the penalty's strength
 ADJUST_EVERY = 10  # steps from one adjustment of it to the next
 ADJUST_RATE = 0.1  # of its logarithm, per logarithm of residual over target
-MEMORY = 0.9  # of the mean residual that it follows
+RESIDUAL_MEMORY = 0.9  # of the mean residual that it follows
 WILD = 1e3  # stands for a residual that is no number
 
 
@@ -34,7 +34,7 @@ def homeostat_state(ops, p, cfg):
     weight, mean, count = (p["homeostat"][i] for i in range(3))
     worst = p["relaxed"][0]
     worst = ops.where(worst < WILD, worst, ops.zeros((), worst) + WILD)
-    mean = ops.where(count > 0, MEMORY * mean + (1.0 - MEMORY) * worst, worst)
+    mean = ops.where(count > 0, RESIDUAL_MEMORY * mean + (1.0 - RESIDUAL_MEMORY) * worst, worst)
     count = count + 1.0
     if cfg.arch.residual_target:
         off = ops.clip(ops.log(ops.maximum(mean, 1e-12) / cfg.arch.residual_target), -3.0, 3.0)

@@ -105,7 +105,7 @@ def solved_adjoint(ops, cfg, transpose, ell):
     """(a, rho (B,), transposed products) of J^T a = -ell, by mixing."""
     size = ops.maximum(text_norms(ops, ell), 1e-12)[:, None] / ell.shape[1] ** 0.5
 
-    def measure(ops, pull, a):
+    def measure(pull, a):
         return norms(ops, pull) / size
 
     # The largest residual by position, so scaled, is at least that of the whole text.

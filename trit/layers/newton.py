@@ -7,12 +7,14 @@ solvers. Shapes: B batch, T time, D width.
 
 import numpy as np
 
-from trit.layers.relaxation import Solution, judged, residual, stepping
+from trit.layers.relaxation import Solution, outcomes, residual, stepping
 
-NEWTON_WARM, NEWTON_WARM_RATE = 20, 0.05
+NEWTON_WARM = 20
+NEWTON_WARM_RATE = 0.05
 NEWTON_STEP = 2.0  # longest step
 NEWTON_SWEEPS = 30  # beyond one for each position
-RETRY_STEPS, RETRY_RATE = 400, 0.02
+RETRY_STEPS = 400
+RETRY_RATE = 0.02
 
 
 def own_blocks(ops, own_force, z):
@@ -65,4 +67,4 @@ def newton(ops, own_force, z, tolerance):
         again = stepping(ops, lambda z: own_force(z, z), ops.where(failing, warm.state, z), RETRY_RATE, RETRY_STEPS, tolerance)
         z, more, residuals = newton_sweeps(ops, own_force, again.state, budget, tolerance)
         used += again.evaluations + more
-    return Solution(z, used, residuals, judged(ops, residuals, tolerance, []))
+    return Solution(z, used, residuals, outcomes(ops, residuals, tolerance, []))

@@ -11,7 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-CONVERGED, BUDGET, DIVERGED, CYCLING, FLOOR = "converged", "budget", "diverged", "cycling", "floor"
+CONVERGED = "converged"
+BUDGET = "budget"
+DIVERGED = "diverged"
+CYCLING = "cycling"
+SHORTEST = "floor"
 CYCLE_WINDOW = 200  # evaluations that are compared with as many before them
 
 
@@ -35,7 +39,12 @@ def residual(ops, pull, z):
     return norms(ops, pull) / norms(ops, z)
 
 
-def judged(ops, residuals, tolerance, history):
+def measured(ops, measure, pull, z):
+    """Residuals (B, T) by `measure(pull, z)`, or those of `residual` where it is None."""
+    return residual(ops, pull, z) if measure is None else measure(pull, z)
+
+
+def outcomes(ops, residuals, tolerance, history):
     """[status] of texts with residuals (B, T), the largest of each text having been `history`, a list of numpy arrays (B,)."""
     worst = ops.to_numpy(ops.max(residuals, 1)).astype(np.float64)
     words = []
@@ -54,35 +63,37 @@ def judged(ops, residuals, tolerance, history):
 
 def stepping(ops, force, z, rate, budget, tolerance, measure=None):
     """Explicit steps of one length until all positions are at rest."""
-    measure, history, used = measure or residual, [], 0
+    history, used = [], 0
     while True:
         pull = force(z)
-        used, residuals = used + 1, measure(ops, pull, z)
+        used, residuals = used + 1, measured(ops, measure, pull, z)
         history.append(ops.to_numpy(ops.max(residuals, 1)))
         # A number that is none compares as false: it ends the loop as well.
         if used >= budget or not history[-1].max() > tolerance:
-            return Solution(z, used, residuals, judged(ops, residuals, tolerance, history))
+            return Solution(z, used, residuals, outcomes(ops, residuals, tolerance, history))
         z = z + rate * pull
 
 
 def freezing(ops, force, z, rate, budget, tolerance, measure=None):
     """Explicit steps in which a position stands still for good once it and all before it are at rest. No position looks at a later one."""
-    measure, history, used = measure or residual, [], 0
+    history, used = [], 0
     while True:
         pull = force(z)
-        used, residuals = used + 1, measure(ops, pull, z)
+        used, residuals = used + 1, measured(ops, measure, pull, z)
         history.append(ops.to_numpy(ops.max(residuals, 1)))
         moving = ops.cummax(ops.cast(residuals > tolerance, "float32"), 1)
         if used >= budget or not history[-1].max() > tolerance:
-            return Solution(z, used, residuals, judged(ops, residuals, tolerance, history))
+            return Solution(z, used, residuals, outcomes(ops, residuals, tolerance, history))
         z = z + rate * moving[..., None] * pull
 
 
-SMOOTHING = 0.8  # of the logarithm of a residual
+RESIDUAL_SMOOTHING = 0.8  # of the logarithm of a residual
 NOISE_BAND = 50.0  # units in the last place that a ratio of residuals may be off 1 and mean nothing
-GROWTH = 1.1  # of a step that did not overshoot
-CEILING_HELD, CEILING_GROWTH = 50, 1.01
-FLOOR_WINDOW, FLOOR_SHARE = 400, 0.25
+STEP_GROWTH = 1.1  # of a step that did not overshoot
+CEILING_HELD = 50  # steps
+CEILING_GROWTH = 1.01  # a step after that
+FLOOR_WINDOW = 400  # steps in which overshoots of the shortest step are counted
+FLOOR_SHARE = 0.25
 
 
 def adapting(ops, force, z, start, span, budget, tolerance, by_position=False, precision=6e-8, measure=None):
@@ -90,18 +101,18 @@ def adapting(ops, force, z, start, span, budget, tolerance, by_position=False, p
     falls, and after an overshoot half of what overshot, a ceiling that is held and then rises by a hundredth a step. Judging by the
     ratio of residuals alone, not by how fast they fall: that would take a short step's slowness for instability (equilibrium.md A2.2)."""
     key = (lambda r: r) if by_position else (lambda r: ops.max(r, 1, True))
-    measure, history, floors, used = measure or residual, [], [], 0
+    history, floors, used = [], [], 0
     rate = ceiling = held = before = None
     while True:
         pull = force(z)
-        used, residuals = used + 1, measure(ops, pull, z)
+        used, residuals = used + 1, measured(ops, measure, pull, z)
         history.append(ops.to_numpy(ops.max(residuals, 1)))
         size = ops.log(key(residuals) + 1e-30)
         if rate is None:
             rate, ceiling, held = size * 0.0 + start, size * 0.0 + span[1], size * 0.0
             smooth = size
         else:
-            smooth = SMOOTHING * smooth + (1.0 - SMOOTHING) * size
+            smooth = RESIDUAL_SMOOTHING * smooth + (1.0 - RESIDUAL_SMOOTHING) * size
             band = ops.log(1.0 + NOISE_BAND * precision * ops.exp(-size))
             over = ops.cast(smooth > before + band, "float32")
             at_floor = ops.cast(rate <= span[0] * 1.0001, "float32")
@@ -110,14 +121,14 @@ def adapting(ops, force, z, start, span, budget, tolerance, by_position=False, p
             dropped = ops.maximum(0.5 * rate, span[0])
             ceiling = over * dropped + calm * ops.where(held > 0, ceiling, ops.clip(ceiling * CEILING_GROWTH, span[0], span[1]))
             held = over * CEILING_HELD + calm * ops.maximum(held - 1.0, 0.0)
-            longer = GROWTH * rate
+            longer = STEP_GROWTH * rate
             rate = over * dropped + calm * ops.where(longer > ceiling, ceiling, longer)
             # What is compared next begins anew after an overshoot: the smoothed value still rises when the step has been halved already.
             smooth = over * size + calm * smooth
         before = smooth
         if used >= budget or not history[-1].max() > tolerance:
-            words = judged(ops, residuals, tolerance, history)
+            words = outcomes(ops, residuals, tolerance, history)
             share = np.mean(floors[-FLOOR_WINDOW:], 0) if floors else np.zeros(len(words))
-            words = [FLOOR if word != CONVERGED and part > FLOOR_SHARE else word for word, part in zip(words, share)]
+            words = [SHORTEST if word != CONVERGED and part > FLOOR_SHARE else word for word, part in zip(words, share)]
             return Solution(z, used, residuals, words)
         z = z + rate[..., None] * pull

@@ -26,30 +26,34 @@ class ArchConfig(HomeostatConfig, ImplicitConfig, EquilibriumConfig):
 
 def check_settings(cfg):
     """ValueError where settings cannot be."""
-    arch = cfg.arch
-    weights = parameter_count(param_specs(cfg)) if arch.gradient == "eligibility" and not arch.directions else 0
+    weights = parameter_count(param_specs(cfg)) if cfg.arch.gradient == "eligibility" and not cfg.arch.directions else 0
     check_values(
-        ("relax_steps", arch.relax_steps, arch.relax_steps > 0, "must be positive"),
-        ("relax_rate", arch.relax_rate, 0 < arch.relax_rate * (1.0 + arch.leak) < 2, "must be positive and below 2 / (1 + arch.leak)"),
-        ("leak", arch.leak, arch.leak >= 0, "must not be negative"),
-        ("norm_cap", arch.norm_cap, arch.norm_cap >= 0, "must not be negative"),
-        ("free_budget", arch.free_budget, arch.free_budget > 0, "must be positive"),
-        ("free_tolerance", arch.free_tolerance, arch.free_tolerance > 0, "must be positive"),
-        ("residual_gate", arch.residual_gate, arch.residual_gate > 0, "must be positive"),
-        ("adjoint_tolerance", arch.adjoint_tolerance, arch.adjoint_tolerance > 0, "must be positive"),
-        ("adjoint_budget", arch.adjoint_budget, arch.adjoint_budget > 0, "must be positive"),
-        ("nudge", arch.nudge, arch.nudge > 0, "must be positive"),
-        ("nudge_steps", arch.nudge_steps, arch.nudge_steps > 0, "must be positive"),
-        ("directions", arch.directions, arch.directions >= 0, "must not be negative"),
+        ("relax_steps", cfg.arch.relax_steps, cfg.arch.relax_steps > 0, "must be positive"),
+        (
+            "relax_rate",
+            cfg.arch.relax_rate,
+            0 < cfg.arch.relax_rate * (1.0 + cfg.arch.leak) < 2,
+            "must be positive and below 2 / (1 + arch.leak)",
+        ),
+        ("leak", cfg.arch.leak, cfg.arch.leak >= 0, "must not be negative"),
+        ("norm_cap", cfg.arch.norm_cap, cfg.arch.norm_cap >= 0, "must not be negative"),
+        ("free_budget", cfg.arch.free_budget, cfg.arch.free_budget > 0, "must be positive"),
+        ("free_tolerance", cfg.arch.free_tolerance, cfg.arch.free_tolerance > 0, "must be positive"),
+        ("residual_gate", cfg.arch.residual_gate, cfg.arch.residual_gate > 0, "must be positive"),
+        ("adjoint_tolerance", cfg.arch.adjoint_tolerance, cfg.arch.adjoint_tolerance > 0, "must be positive"),
+        ("adjoint_budget", cfg.arch.adjoint_budget, cfg.arch.adjoint_budget > 0, "must be positive"),
+        ("nudge", cfg.arch.nudge, cfg.arch.nudge > 0, "must be positive"),
+        ("nudge_steps", cfg.arch.nudge_steps, cfg.arch.nudge_steps > 0, "must be positive"),
+        ("directions", cfg.arch.directions, cfg.arch.directions >= 0, "must not be negative"),
         (
             "gradient",
-            arch.gradient,
+            cfg.arch.gradient,
             weights <= EXACT_WEIGHTS,
             f"goes along every one of {weights} weights, at most {EXACT_WEIGHTS}; set arch.directions to draw directions instead",
         ),
-        ("jacobian_penalty", arch.jacobian_penalty, arch.jacobian_penalty >= 0, "must not be negative"),
-        ("residual_target", arch.residual_target, arch.residual_target >= 0, "must not be negative"),
-        ("residual_penalty", arch.residual_penalty, arch.residual_penalty >= 0, "must not be negative"),
+        ("jacobian_penalty", cfg.arch.jacobian_penalty, cfg.arch.jacobian_penalty >= 0, "must not be negative"),
+        ("residual_target", cfg.arch.residual_target, cfg.arch.residual_target >= 0, "must not be negative"),
+        ("residual_penalty", cfg.arch.residual_penalty, cfg.arch.residual_penalty >= 0, "must not be negative"),
     )
     for name, value, fits, reason in (
         (
