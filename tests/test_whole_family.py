@@ -28,6 +28,8 @@ PARTS = {
     "spectral": ("spectral_lm", "torch", {"xsa_layers": 0} | GRIDS),
     "spectral_mlx": ("spectral_lm", "mlx", {"xsa_layers": 0, "embed_dim": 32, "chunk": 4, "chunk_rank": 16}),
     "spectral_climbing": ("spectral_lm", "torch to mlx", {"ladder": "0.25,1", "chunk": 4, "chunk_rank": 16, "embed_dim": 32}),
+    "energy": ("energy", "torch", {"xsa_layers": 0} | GRIDS),
+    "energy_mlx": ("energy", "mlx to torch", {"relaxation_steps": 3, "isolate_documents": "true"}),
     "moving": ("unet", "torch", {"seq_schedule": "8:0.3,16:0.6", "batch_schedule": "128:0.5", "noise": 0.1, "drop_path": 0.1}),
     "moving_mlx": ("hybrid", "mlx to torch", {"seq_schedule": "8:0.3", "noise": 0.1, "drop_path": 0.1, "ema_decay": 0.8}),
 }
