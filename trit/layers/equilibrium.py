@@ -28,6 +28,7 @@ class EquilibriumConfig:
 
     relax_steps: int = setting(60, "explicit steps of the relaxation, in evaluation always so many")
     relax_rate: float = setting(0.25, "length of a step; relax_steps * relax_rate is the time that a token has")
+    drive_scale: float = setting(1.0, "size of the drive: what the cell does to the state's direction shrinks as this grows")
     leak: float = setting(1.0, "decay c of the state beside that of the drive")
     branch_start: float = setting(0.5, "factor on the starts of both output matrices: training begins where the cell contracts")
     cell_optimizer: str = setting(
@@ -86,7 +87,7 @@ def cell_tables(ops, cfg, tokens):
 
 def drive(ops, p, cfg, tokens):
     """What pulls on the state of every token, (B, T, D): its embedding, and what the hashed memory finds. The relaxation begins there."""
-    x = embed_tokens(ops, p, cfg, tokens)
+    x = cfg.arch.drive_scale * embed_tokens(ops, p, cfg, tokens)
     if cfg.engram.engram_buckets:
         x = x + engram_layer(ops, p, cfg, x, tokens)
     return x

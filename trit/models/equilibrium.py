@@ -36,6 +36,7 @@ def check_settings(cfg):
             "must be positive and below 2 / (1 + arch.leak)",
         ),
         ("leak", cfg.arch.leak, cfg.arch.leak >= 0, "must not be negative"),
+        ("drive_scale", cfg.arch.drive_scale, cfg.arch.drive_scale > 0, "must be positive"),
         ("norm_cap", cfg.arch.norm_cap, cfg.arch.norm_cap >= 0, "must not be negative"),
         ("free_budget", cfg.arch.free_budget, cfg.arch.free_budget > 0, "must be positive"),
         ("free_tolerance", cfg.arch.free_tolerance, cfg.arch.free_tolerance > 0, "must be positive"),
