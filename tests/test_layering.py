@@ -61,6 +61,23 @@ def test_modules_say_their_job():
             assert ast.get_docstring(ast.parse(path.read_text())), f"{path}: no module docstring"
 
 
+def unreachable(tree):
+    """Lines of statements that stand behind one that always leaves their block."""
+    found = []
+    for node in ast.walk(tree):
+        for block in (getattr(node, name, None) for name in ("body", "orelse", "finalbody")):
+            if isinstance(block, list):
+                leaves = [i for i, each in enumerate(block) if isinstance(each, (ast.Return, ast.Raise, ast.Continue, ast.Break))]
+                found += [each.lineno for each in block[leaves[0] + 1 :]] if leaves else []
+    return found
+
+
+def test_no_statement_stands_behind_a_return():
+    """A published trainer's check of itself stood there, calling what no longer existed (equilibrium.md BUG10)."""
+    assert unreachable(ast.parse("def f():\n    return 1\n    check()\n")) == [3]
+    assert not {str(path): lines for path in SOURCES if (lines := unreachable(ast.parse(path.read_text())))}
+
+
 def test_no_pickle_reaches_an_artifact():
     for path in (ROOT / "trit").rglob("*.py"):
         assert not re.search(r"\bimport pickle\b|torch\.load\(|allow_pickle=True", path.read_text()), path
