@@ -1,5 +1,6 @@
 """What the model and training tests share: tiny configurations of every architecture, weights that are nowhere constant, both backends."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -137,6 +138,24 @@ EVAL_SETS = {
         "isolate_documents": "true",
     },
 }
+
+
+class Records(Log):
+    """Keeps lines, and records as they would be written."""
+
+    def __init__(self, rank=1):
+        super().__init__(rank)
+        self.found, self.lines = [], []
+
+    def line(self, text):
+        self.lines.append(text)
+
+    def metrics(self, **record):
+        self.found.append(json.loads(json.dumps(record, allow_nan=False)))
+
+    def events(self, name):
+        """Records of one kind."""
+        return [record for record in self.found if record["event"] == name]
 
 
 def evaluating(arch, part, **overrides):

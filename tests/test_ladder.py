@@ -4,29 +4,14 @@ import math
 
 import numpy as np
 import pytest
-from model_fixtures import random_tokens, start, tiny_config
+from model_fixtures import Records, random_tokens, start, tiny_config
 from record_fixtures import counted_and_package
 
 from trit.train.backend import Backend
-from trit.train.log import Log
 from trit.train.phases import Moment
 from trit.train.plateau import LONGEST_WINDOW, judged, rung_factor, with_ladder
 
 NAME = "spectral_lm"
-
-
-class Records(Log):
-    """Keeps the records."""
-
-    def __init__(self):
-        super().__init__(rank=1)
-        self.found = []
-
-    def metrics(self, **record):
-        self.found.append(record)
-
-    def events(self, name):
-        return [record for record in self.found if record["event"] == name]
 
 
 def ladder_config(**settings):

@@ -10,14 +10,13 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from model_fixtures import TINY, largest_difference, random_tokens, start, tiny_config
+from model_fixtures import TINY, Records, largest_difference, random_tokens, start, tiny_config
 
 from trit.config_load import ROOT
 from trit.report.page.reading import curve_of
 from trit.study.live import last_step
 from trit.train import torch_backend
 from trit.train.backend import Backend
-from trit.train.log import Log
 from trit.train.monitor import (
     KINDS,
     SPIKE_MEAN,
@@ -33,20 +32,6 @@ from trit.train.monitor import (
 from trit.train.phases import Moment
 from trit.train.plateau import LadderMoment, with_ladder
 from trit.train.torch_compile import with_compile_report
-
-
-class Records(Log):
-    """Keeps records, as they would be written, and lines."""
-
-    def __init__(self, rank=1):
-        super().__init__(rank)
-        self.found, self.lines = [], []
-
-    def line(self, text):
-        self.lines.append(text)
-
-    def metrics(self, **record):
-        self.found.append(json.loads(json.dumps(record, allow_nan=False)))
 
 
 def made_up(losses, norms=None, during=None):

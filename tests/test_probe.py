@@ -1,25 +1,11 @@
 """What a run logs of an architecture that reports on itself, and that a report changes nothing."""
 
-import json
-
 import numpy as np
 import pytest
-from model_fixtures import BACKENDS, largest_difference, random_tokens, start, tiny_config
+from model_fixtures import BACKENDS, Records, largest_difference, random_tokens, start, tiny_config
 
 from trit.models import load_arch
-from trit.train.log import Log
 from trit.train.probe import first_moments, gradient_sizes, with_probe
-
-
-class Records(Log):
-    """Keeps the records as they would be written."""
-
-    def __init__(self):
-        super().__init__(rank=1)
-        self.found = []
-
-    def metrics(self, **record):
-        self.found.append(json.loads(json.dumps(record)))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -8,7 +8,7 @@ from cell_fixtures import OPS, cell_config, operator
 from trit.layers.anderson import anderson
 from trit.layers.equilibrium import force as cell_force
 from trit.layers.newton import critical_steps, newton, own_blocks
-from trit.layers.relaxation import adapting, freezing, norms, residual, stepping
+from trit.layers.relaxation import adapting, norms, residual, stepping
 
 SPAN, START = (0.005, 0.1), 0.05
 
@@ -110,7 +110,7 @@ def test_newton_finds_the_rest_of_every_position():
 
 SOLVERS = {
     "euler": lambda force, z: stepping(OPS, force, z, 0.1, 4000, 1e-10),
-    "freeze": lambda force, z: freezing(OPS, force, z, 0.1, 4000, 1e-10),
+    "freeze": lambda force, z: stepping(OPS, force, z, 0.1, 4000, 1e-10, freezes=True),
     "adaptive": lambda force, z: adapting(OPS, force, z, 0.05, (0.003, 0.5), 4000, 1e-10, precision=2e-16),
     "adaptive_by_position": lambda force, z: adapting(OPS, force, z, 0.05, (0.003, 0.5), 4000, 1e-10, True, 2e-16),
     "anderson": lambda force, z: anderson(OPS, force, z, 400, 1e-10, ridge=1e-10),
@@ -177,7 +177,7 @@ def reach(solver):
 
 CAUSAL = {
     "fixed_steps": lambda force, z: stepping(OPS, force, z, 0.1, 60, 0.0),
-    "freeze": lambda force, z: freezing(OPS, force, z, 0.1, 60, 1e-2),
+    "freeze": lambda force, z: stepping(OPS, force, z, 0.1, 60, 1e-2, freezes=True),
     "adaptive_by_position": lambda force, z: adapting(OPS, force, z, 0.05, (0.003, 0.5), 60, 0.0, True),
 }
 

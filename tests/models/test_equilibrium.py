@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from cell_fixtures import OPS, cosine
-from model_fixtures import BACKENDS, random_arrays, random_tokens, start, tiny_config
+from model_fixtures import BACKENDS, Records, random_arrays, random_tokens, start, tiny_config
 from record_fixtures import counted_and_package
 from test_certify import prefix_replay
 from test_models import future_reach
@@ -17,14 +17,13 @@ from benchmarks.wall import characters
 from trit.dynamics.precise import precise_weights
 from trit.eval.score import score_tokens
 from trit.layers.anderson import anderson
-from trit.layers.equilibrium import PARTS, capped, cell_shapes, cell_tables, drive, force, relaxed
+from trit.layers.equilibrium import PARTS, capped, cell_shapes, cell_tables, deployed, drive, force
 from trit.layers.homeostat import ADJUST_EVERY, JACOBIAN_RANGE, homeostat_state
 from trit.layers.implicit import at_rest, unrolled
 from trit.layers.newton import newton
 from trit.layers.relaxation import adapting, stepping
 from trit.models import equilibrium
 from trit.ops import torch_ops
-from trit.train.log import Log
 from trit.train.probe import with_probe
 
 NAME = "equilibrium"
@@ -47,15 +46,15 @@ def test_no_later_token_moves_a_bit(settings):
 def test_no_other_text_moves_a_bit():
     cfg, arrays = case()
     p, tokens = precise_weights(arrays), torch.from_numpy(random_tokens(cfg, 4, 33))
-    whole = relaxed(OPS, p, cfg, tokens)
+    whole = deployed(OPS, p, cfg, tokens)
     others = tokens.clone()
     others[1:] = torch.from_numpy(random_tokens(cfg, 3, 33, 1))
-    assert torch.equal(relaxed(OPS, p, cfg, others)[0], whole[0])
-    assert float((relaxed(OPS, p, cfg, tokens[:1])[0] - whole[0]).abs().max()) < 1e-10
+    assert torch.equal(deployed(OPS, p, cfg, others)[0], whole[0])
+    assert float((deployed(OPS, p, cfg, tokens[:1])[0] - whole[0]).abs().max()) < 1e-10
 
 
 def solved(solver):
-    """`relaxed` by a solver (force, drive) -> state."""
+    """`deployed` by a solver (force, drive) -> state."""
 
     def function(ops, p, cfg, tokens):
         p = capped(ops, p, cfg)
@@ -86,7 +85,7 @@ def test_rules_that_look_at_a_whole_text_are_caught(rule, monkeypatch):
     cfg, arrays = case(eval_batch_seqs=1, num_layers=1)
     side, tokens = BACKENDS["torch"], random_tokens(cfg, 1, 90)[0]
     if rule != "fixed":
-        monkeypatch.setattr(equilibrium, "relaxed", solved(LEAKS[rule]))
+        monkeypatch.setattr(equilibrium, "deployed", solved(LEAKS[rule]))
 
     def scores(given):
         model = side.module.evaluator(torch_ops, equilibrium, cfg, arrays, side.module.Process(0, 1, "cpu"))
@@ -178,14 +177,6 @@ def test_micro_batches_add_up():
 
 def test_a_run_reports_residuals_gates_penalty_and_critical_step():
     """AC11: every record has them, of the rounded weights."""
-
-    class Records(Log):
-        def __init__(self):
-            super().__init__(rank=1)
-            self.found = []
-
-        def metrics(self, **record):
-            self.found.append(record)
 
     cfg, log = tiny_config(NAME, log_every=1, warmup_steps=0), Records()
     specs = equilibrium.param_specs(cfg)

@@ -13,7 +13,7 @@ from trit.dynamics.probe_finding import Chart, Finding, Series, numbers_of
 from trit.layers.anderson import anderson
 from trit.layers.implicit import ADAPTIVE_SPAN
 from trit.layers.newton import newton
-from trit.layers.relaxation import adapting, freezing, stepping
+from trit.layers.relaxation import adapting, stepping
 
 STILL = 1e-9  # g below which a text is at rest: what is left is rounding
 TAIL = 1000  # steps whose least and largest residual are reported
@@ -198,7 +198,7 @@ def solvers_probe(operator, tolerance=1e-6, budget=1200):
         for rate in sorted({0.05, 0.1, 0.25, operator.rate})
     }
     solvers |= {
-        "frozen prefix": lambda: freezing(ops, operator.force, start, operator.rate, budget, tolerance),
+        "frozen prefix": lambda: stepping(ops, operator.force, start, operator.rate, budget, tolerance, freezes=True),
         "adaptive": lambda: adapting(ops, operator.force, start, 0.05, ADAPTIVE_SPAN, budget, tolerance, precision=1e-16),
         "Anderson by texts": lambda: anderson(ops, operator.force, start, budget, tolerance),
         "Anderson by prefixes": lambda: anderson(ops, operator.force, start, budget, tolerance, prefix=True),

@@ -6,7 +6,7 @@ up to it (`prefix`), which is causal. Never over a batch: its rows would move ea
 
 import numpy as np
 
-from trit.layers.relaxation import Solution, outcomes, measured
+from trit.layers.relaxation import Solution, measured, outcomes
 
 WARM_STEPS = 15
 WARM_RATE = 0.1

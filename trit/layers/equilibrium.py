@@ -164,7 +164,7 @@ def own_force(ops, p, cfg, own, past, x, tables):
     return x - (1.0 + cfg.arch.leak) * own + own_cell(ops, p, cfg, own, past, tables)
 
 
-def relaxed(ops, p, cfg, tokens):
+def deployed(ops, p, cfg, tokens):
     """State (B, T, D) after arch.relax_steps explicit steps from the drive: the deployed computation. Causal to the last bit, for nothing in
     it looks at more than one position but attention."""
     z = x = drive(ops, p, cfg, tokens)

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from trit.layers.anderson import anderson
 from trit.layers.embed import token_logits
-from trit.layers.equilibrium import capped, cell, cell_tables, drive, force, own_force, relaxed
+from trit.layers.equilibrium import capped, cell, cell_tables, deployed, drive, force, own_force
 from trit.layers.newton import newton
 from trit.layers.noise import even_noise
-from trit.layers.relaxation import adapting, freezing, norms, residual, stepping
+from trit.layers.relaxation import adapting, norms, residual, stepping
 from trit.setting import setting
 
 ADAPTIVE_SPAN = (0.003, 0.5)  # step lengths of the adaptive solver
@@ -74,10 +74,8 @@ def free_phase(ops, p, cfg, x, tables):
     def pull(z):
         return force(ops, p, cfg, z, x, tables)
 
-    if cfg.arch.free_solver == "euler":
-        return stepping(ops, pull, x, cfg.arch.relax_rate, budget, tolerance)
-    if cfg.arch.free_solver == "freeze":
-        return freezing(ops, pull, x, cfg.arch.relax_rate, budget, tolerance)
+    if cfg.arch.free_solver == "euler" or cfg.arch.free_solver == "freeze":
+        return stepping(ops, pull, x, cfg.arch.relax_rate, budget, tolerance, freezes=cfg.arch.free_solver == "freeze")
     if cfg.arch.free_solver == "adaptive":
         return adapting(ops, pull, x, 0.05, ADAPTIVE_SPAN, budget, tolerance)
     if cfg.arch.free_solver == "newton":
@@ -229,7 +227,7 @@ def unrolled(ops, q, cfg, tokens, targets, names):
 
     def outcome(*given):
         p = {**q, **dict(zip(names, given))}
-        z = relaxed(ops, p, cfg, tokens)
+        z = deployed(ops, p, cfg, tokens)
         return ops.concat([token_losses(ops, p, cfg, z, targets)[..., None], z], -1)
 
     if cfg.arch.gradient == "bptt":

@@ -2,7 +2,7 @@
 
 A solver takes `force`, a function of states (B, T, D), a first state, the most evaluations it may spend and the residual at which a
 position is at rest, and gives a `Solution`. Residuals are |F(z)| / |z| by position: independent of solver and step length. `measure`
-replaces them where something else is solved, such as an adjoint. Nothing but training may use what these return: all but `freezing` and
+replaces them where something else is solved, such as an adjoint. Nothing but training may use what these return: all but steps that freeze and
 mixing by prefixes look at later positions, if only to decide when to stop. Shapes: B batch, T time, D width.
 """
 
@@ -61,8 +61,9 @@ def outcomes(ops, residuals, tolerance, history):
     return words
 
 
-def stepping(ops, force, z, rate, budget, tolerance, measure=None):
-    """Explicit steps of one length until all positions are at rest."""
+def stepping(ops, force, z, rate, budget, tolerance, measure=None, freezes=False):
+    """Explicit steps of one length until all positions are at rest. With `freezes` a position stands still for good once it and all before it
+    are: then no position looks at a later one, whatever ends the loop."""
     history, used = [], 0
     while True:
         pull = force(z)
@@ -71,20 +72,9 @@ def stepping(ops, force, z, rate, budget, tolerance, measure=None):
         # A number that is none compares as false: it ends the loop as well.
         if used >= budget or not history[-1].max() > tolerance:
             return Solution(z, used, residuals, outcomes(ops, residuals, tolerance, history))
+        if freezes:
+            pull = ops.cummax(ops.cast(residuals > tolerance, "float32"), 1)[..., None] * pull
         z = z + rate * pull
-
-
-def freezing(ops, force, z, rate, budget, tolerance, measure=None):
-    """Explicit steps in which a position stands still for good once it and all before it are at rest. No position looks at a later one."""
-    history, used = [], 0
-    while True:
-        pull = force(z)
-        used, residuals = used + 1, measured(ops, measure, pull, z)
-        history.append(ops.to_numpy(ops.max(residuals, 1)))
-        moving = ops.cummax(ops.cast(residuals > tolerance, "float32"), 1)
-        if used >= budget or not history[-1].max() > tolerance:
-            return Solution(z, used, residuals, outcomes(ops, residuals, tolerance, history))
-        z = z + rate * moving[..., None] * pull
 
 
 RESIDUAL_SMOOTHING = 0.8  # of the logarithm of a residual

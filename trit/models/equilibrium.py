@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from trit.layers.embed import embedding_specs, token_logits
 from trit.layers.engram import engram_specs
-from trit.layers.equilibrium import EquilibriumConfig, capped, cell_specs, cell_tables, drive, force, own_force, relaxed
+from trit.layers.equilibrium import EquilibriumConfig, capped, cell_specs, cell_tables, deployed, drive, force, own_force
 from trit.layers.homeostat import HomeostatConfig, homeostat_state, stabilised
 from trit.layers.implicit import ImplicitConfig, at_rest, free_phase, token_losses, unrolled
 from trit.layers.newton import critical_steps, own_blocks
@@ -81,7 +81,7 @@ def param_specs(cfg):
 
 def forward(ops, p, cfg, tokens):
     """Token ids (B, T) -> (state (B, T, D) after all steps, no auxiliary losses). The state at t depends on tokens up to t only."""
-    return relaxed(ops, p, cfg, tokens), {}
+    return deployed(ops, p, cfg, tokens), {}
 
 
 def readout(ops, p, cfg, x):
@@ -135,8 +135,8 @@ def probe(ops, p, cfg, tokens):
     weight of the Jacobian's penalty."""
     weights, tables = capped(ops, p, cfg), cell_tables(ops, cfg, tokens)
     x, found = drive(ops, weights, cfg, tokens), {}
-    free, deployed = free_phase(ops, weights, cfg, x, tables), relaxed(ops, p, cfg, tokens)
-    for name, z in (("deployed", deployed), ("free", free.state)):
+    free, stepped = free_phase(ops, weights, cfg, x, tables), deployed(ops, p, cfg, tokens)
+    for name, z in (("deployed", stepped), ("free", free.state)):
         pull = force(ops, weights, cfg, z, x, tables)
         whole, by_text = (ops.sum(ops.sum(part * part, -1), -1) for part in (pull, z))
         sizes = {
@@ -146,7 +146,7 @@ def probe(ops, p, cfg, tokens):
         }
         for scope, size in sizes.items():
             found |= {f"g_{name}{scope}": float(size), f"r_{name}{scope}": cfg.arch.relax_rate * float(size)}
-    losses = [ops.mean(token_losses(ops, p, cfg, z, tokens[:, 1:])) for z in (deployed[:, :-1], free.state[:, :-1])]
+    losses = [ops.mean(token_losses(ops, p, cfg, z, tokens[:, 1:])) for z in (stepped[:, :-1], free.state[:, :-1])]
     blocks = own_blocks(ops, lambda own, past: own_force(ops, weights, cfg, own, past, x, tables), free.state)
     found |= {"loss_gap": float(losses[0]) - float(losses[1]), "critical_step": float(critical_steps(ops.to_numpy(blocks)).min())}
     found |= {"free_evaluations": free.evaluations, "free_status": ",".join(sorted(set(free.status)))}
