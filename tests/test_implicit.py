@@ -299,6 +299,19 @@ def test_a_text_that_does_not_come_to_rest_is_left_out_and_counted():
     assert int(left["relaxed"][4]) == 3 and not any(bool(x.any()) for x in nothing.values())
 
 
+def test_a_text_whose_state_is_no_number_spoils_no_other(monkeypatch):
+    """The gradient is that of the other texts, as if it had merely not come to rest."""
+    cfg, real = cell_config(gradient="adjoint", adjoint_tolerance=1e-6), free_phase(OPS, EXACT.p, EXACT.cfg, EXACT.x, EXACT.tables)
+    wanted = at_rest(OPS, EXACT.q, cfg, EXACT.tokens[1:], EXACT.targets[1:], EXACT.names)
+    for value in (float("nan"), float("inf")):
+        state, residuals = real.state.clone(), real.residuals.clone()
+        state[0, 3], residuals[0, 3:] = value, value
+        monkeypatch.setattr("trit.layers.implicit.free_phase", lambda *_, s=state, r=residuals: real._replace(state=s, residuals=r))
+        found = at_rest(OPS, EXACT.q, cfg, EXACT.tokens, EXACT.targets, EXACT.names)
+        assert found.kept.tolist() == [0, 1, 1] and bool(torch.isfinite(found.losses).all())
+        assert max(float((found.gradients[name] - wanted.gradients[name]).abs().max()) for name in EXACT.names) < 1e-6
+
+
 def test_residuals_have_names_and_belong_to_the_state_they_name():
     """BUG9: the deployed state and the one that training solves for are reported apart; another budget of the solver moves the second alone."""
     ops, found = torch_ops, []

@@ -167,8 +167,10 @@ def at_rest(ops, q, cfg, tokens, targets, names):
     p, tables = capped(ops, q, cfg), cell_tables(ops, cfg, tokens)
     x = drive(ops, p, cfg, tokens)
     free = free_phase(ops, p, cfg, x, tables)
-    z, values = free.state, [q[name] for name in names]
-    kept = ops.cast(ops.max(free.residuals, 1) <= cfg.arch.residual_gate, "float32")
+    values, worst = [q[name] for name in names], ops.max(free.residuals, 1)
+    kept = ops.cast(worst <= cfg.arch.residual_gate, "float32")
+    # A state that left all bounds would make no number of every gradient, even with a share of 0.
+    z = ops.where((worst < math.inf)[:, None, None], free.state, x)
     losses, of_loss = ops.pullback(lambda z, *given: token_losses(ops, {**q, **dict(zip(names, given))}, cfg, z, targets), z, *values)
 
     def loss_gradient(z):
