@@ -52,7 +52,7 @@ TINY_SKC = {"skc_state_dim": 32, "skc_block": 8, "skc_capsules": 4, "skc_memory"
 TINY_SEM = {"codes": 32, "code_support": 4, "cost_dim": 16, "state_groups": 2, "state_modes": 16, "spinor_block": 4}
 TINY_SEM |= {"graph_scales": 2, "graph_degree": 3}
 TINY_ARCH = {"koopman_ssm": TINY_KOOPMAN, "hybrid": TINY_KOOPMAN, "skc": TINY_SKC, "sem": TINY_SEM, "spectral_lm": {"fir_taps": 16}}
-TINY_ARCH["equilibrium"] = {"relax_steps": 8, "free_budget": 40, "residual_gate": 0.1}
+TINY_ARCH["equilibrium"] = {"relax_steps": 5, "free_budget": 20, "free_tolerance": 0.005, "residual_gate": 0.1, "adjoint_tolerance": 0.05}
 
 # Parts that any architecture may have, small.
 TINY_CAPSULES = {"capsules": 4, "capsule_dim": 16, "capsule_block": 8, "capsule_memory": 8.0}

@@ -41,7 +41,13 @@ FLAGS = {
     "feedback": TINY_FEEDBACK | {"feedback_passes": 2},
     "experts": TINY_EXPERTS,
 }
-MODELS = [(name, flags, backend) for name in arch_names() for flags in FLAGS if takes(name, FLAGS[flags]) for backend in BACKENDS]
+MODELS = [
+    pytest.param(name, flags, backend, marks=[pytest.mark.slow] * (name == "equilibrium" and backend == "mlx"))  # many products, slow there
+    for name in arch_names()
+    for flags in FLAGS
+    if takes(name, FLAGS[flags])
+    for backend in BACKENDS
+]
 
 
 def build(name, flags, isolated=True):
