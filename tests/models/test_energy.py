@@ -1,13 +1,12 @@
 """The law of `energy`: states move down the slope of an energy that has a lower bound and never rises, whatever the weights."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 from model_fixtures import random_arrays, random_tokens, tiny_config
 
 from trit.bundle.bundle import shaken_text
+from trit.dynamics.precise import precise_ops
 from trit.layers.associative import (
     SQUARINGS,
     associative_energy,
@@ -23,15 +22,6 @@ from trit.ops import torch_ops
 NAME = "energy"
 
 
-def precise():
-    """The vocabulary with float64 for float32: rounding must not decide about an energy."""
-    ops = SimpleNamespace(**vars(torch_ops))
-    ops.cast = lambda x, dtype: x.double() if dtype == "float32" else torch_ops.cast(x, dtype)
-    ops.arange = lambda count, like: torch_ops.arange(count, like).double()
-    ops.constant = lambda values, like: torch.tensor(values, dtype=torch.float64)
-    return ops
-
-
 def built(grown=1.0, **settings):
     """(vocabulary, weights in float64, configuration, tokens (2, 20)): matrices `grown` times their start, nothing at a constant."""
     cfg = tiny_config(NAME, **settings)
@@ -40,7 +30,7 @@ def built(grown=1.0, **settings):
     p = {name: torch.tensor(array * (grown if groups[name] == "matrix" else 1.0)).double() for name, array in arrays.items()}
     tokens = random_tokens(cfg, 2, 20)
     tokens[:, 7] = 1  # a document begins
-    return precise(), p, cfg, torch.tensor(tokens)
+    return precise_ops(), p, cfg, torch.tensor(tokens)
 
 
 def field_of(ops, p, cfg, tokens, seed=0):
