@@ -212,7 +212,7 @@ def trained():
     """(config, precise weights, tokens, targets) of the XS operator after 300 steps by the adjoint on a text of words."""
     settings = {"vocab_size": 64, "num_layers": 1, "model_dim": 64, "num_heads": 4, "mlp_mult": 4, "embed_dim": 64, "partial_rope_dims": 16}
     settings |= {"matrix_scheme": "fp16", "embed_bits": 16, "train_batch_tokens": 512, "cell_optimizer": "adam", "relax_rate": 0.1}
-    settings |= {"relax_steps": 150, "scalar_lr": 0.003, "embed_lr": 0.003, "free_budget": 200, "residual_gate": 1e-2}
+    settings |= {"relax_steps": 150, "scalar_lr": 0.003, "embed_lr": 0.003, "free_budget": 200, "residual_gate": 1e-2, "residual_target": 0}
     cfg = tiny_config(NAME, **settings)
     ids, backend, generator = characters(), start(cfg), np.random.default_rng(1)
     for step in range(300):
@@ -256,7 +256,8 @@ def test_a_trained_operator_meets_the_acceptance(trained):
         least = {0.05: 0.99, 0.025: 0.999}.get(tolerance, 0.9999)
         assert float(estimate.rho.max()) <= tolerance and cosine(estimate.gradients, wanted) >= least
     long = unrolled(OPS, q, again(cfg, gradient="bptt", relax_steps=600), tokens, targets, names)
-    assert cosine(long.gradients, wanted) >= 0.99999
+    # 600 steps of 0.1 have not forgotten this operator's slowest mode (0.9984); on a quicker one tests/test_implicit.py asks for 0.99999.
+    assert cosine(long.gradients, wanted) >= 0.998
 
 
 def again(cfg, **settings):
