@@ -6,12 +6,11 @@ positions, `as a matrix` with the same solver kept dense. Median CPU seconds of 
 """
 
 import argparse
-import statistics
-import time
 
 import numpy as np
 import torch
 
+from benchmarks.sem_scan import medians
 from trit.config_load import load
 from trit.layers import propagator
 from trit.ops import torch_ops
@@ -90,18 +89,6 @@ def turn_forms(width, positions):
 
         forms[name] = run
     return forms
-
-
-def medians(forms, rounds):
-    """{name: median CPU seconds} over rounds in which all take turns, after one round that does not count."""
-    times = {name: [] for name in forms}
-    for number in range(rounds + 1):
-        for name, run in forms.items():
-            begin = time.process_time()
-            run()
-            if number:
-                times[name].append(time.process_time() - begin)
-    return {name: statistics.median(found) for name, found in times.items()}
 
 
 def main():
