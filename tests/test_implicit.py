@@ -246,7 +246,7 @@ def test_every_pair_of_rule_and_solver_gives_the_same_gradient(rule, solver):
     cfg = cell_config(gradient=rule, free_solver=solver, **settings)
     loss, found, left = estimate_gradients(OPS, LITTLE.q, cfg, LITTLE.tokens, LITTLE.targets)
     assert cosine(found, WANTED.gradients) > 0.9995
-    assert float(loss) == pytest.approx(float(WANTED.losses.mean()), abs=1e-4) and left["relaxed"].shape == (6,)
+    assert float(loss) == pytest.approx(float(WANTED.losses.mean()), abs=1e-4) and left["relaxed"].shape == (7,)
 
 
 def test_unknown_rules_and_solvers_are_refused():

@@ -145,6 +145,21 @@ def test_a_text_that_blew_up_begins_anew_and_moves_no_other():
     assert both.status == ["converged"] * 2 and torch.equal(both.state[1:], alone.state)
 
 
+@pytest.mark.parametrize("prefix", [False, True])
+@pytest.mark.parametrize("gap", [0.3, 0.1, 0.05, 0.02, 0.01])
+def test_what_plain_steps_reach_is_never_far_off(gap, prefix):
+    """A force that nearly vanishes on the way to its rest at -1: there mixing finds a least residual that is no rest, which plain steps pass."""
+
+    def force(z):
+        return -((z - 0.5) ** 2 + gap) * (z + 1)
+
+    start = torch.full((1, 1, 1), 1.5, dtype=torch.float64)
+    plain = stepping(OPS, force, start, 0.25, 2000, 1e-8, measure=size)
+    mixed = anderson(OPS, force, start, 2000, 1e-8, prefix, ridge=1e-10, measure=size)
+    assert mixed.status == ["converged"] and float(mixed.state) == pytest.approx(-1.0)
+    assert mixed.evaluations <= 2 * plain.evaluations
+
+
 def test_blocks_are_those_of_the_whole_jacobian():
     """Upper blocks over positions are exactly 0, those on the diagonal are `own_blocks`."""
     z = ROOT.state[:1]

@@ -12,9 +12,12 @@ WARM_STEPS = 15
 WARM_RATE = 0.1
 MIXED_RATE = 0.25
 KEPT_STATES = 10
-BLOWN = 3.0  # times the best residual so far: begin anew from the state that had it
-RESTART_STEPS = 10  # twice as many at each restart of a text
-RESTART_RATE = 0.1
+BLOWN = 3.0  # times the best residual since mixing began: it leads nowhere
+PATIENCE = 30  # mixed steps in which the residual has to fall to the share GAIN, else likewise
+GAIN = 0.7
+RESTART_STEPS = 10  # plain steps after the first mixing of a text that leads nowhere, twice as many after each further one
+RESTART_RATE = 0.25
+FAR = 1e30
 
 
 def mixing_shares(ops, dots, valid, prefix, ridge):
@@ -45,21 +48,20 @@ def lower(ops, size, z, best_size, best):
 def anderson(
     ops, force, z, budget, tolerance, prefix=False, ridge=1e-7, measure=None, warm=WARM_STEPS, rate=MIXED_RATE, memory=KEPT_STATES
 ):
-    """`Solution` by Anderson mixing after `warm` plain steps. Where the residual grows to BLOWN times the best since the last restart, the
-    text goes back to that best state and takes plain steps, twice as many as at its restart before: the way to the rest may lead over a hill
-    of the residual, and what mixing finds before it is no rest. Mixed by texts it returns each text's best state; mixed by prefixes the
-    last, and all rules look at earlier positions only."""
+    """`Solution` by Anderson mixing after `warm` plain steps. Where mixing leads nowhere the text goes back to where plain steps had brought
+    it and takes more of those, twice as many each time, before it mixes anew: the way to the rest may pass close by a state that is none and
+    draws mixing back for ever, so what plain steps can reach must never be far off. Mixed by texts it returns each text's best state; mixed
+    by prefixes the last, and all rules look at earlier positions only."""
     history, states, pulls, valid, dots, used = [], [], [], [], [], 0
-    found = found_size = best = best_size = settling = patience = None
     while True:
         pull = force(z)
         used, residuals = used + 1, measured(ops, measure, pull, z)
         history.append(ops.to_numpy(ops.max(residuals, 1)))
         size = ops.cummax(residuals, 1) if prefix else ops.max(residuals, 1, True)
         if used == 1:
-            found, found_size, found_residuals = z, size, residuals
-            best, best_size, settling, patience = z, size, size * 0.0, size * 0.0 + RESTART_STEPS
-        best, best_size = lower(ops, size, z, best_size, best)
+            found, found_size, found_residuals, anchor = z, size, residuals, z
+            far = size * 0.0 + FAR
+            best, aim, idle, settling, patience = far, far, size * 0.0, size * 0.0, size * 0.0 + RESTART_STEPS
         found_residuals = ops.where(size <= found_size, residuals, found_residuals)
         found, found_size = lower(ops, size, z, found_size, found)
         if used >= budget or not (history[-1] > tolerance).any() or not np.isfinite(history[-1]).any():
@@ -68,12 +70,15 @@ def anderson(
             return Solution(found, used, found_residuals, outcomes(ops, found_residuals, tolerance, history))
         moving = ops.cast(size > tolerance, "float32")[..., None]
         if used <= warm:
-            z = z + WARM_RATE * moving * pull
+            z = anchor = z + WARM_RATE * moving * pull
             continue
-        calm = ops.cast(size <= BLOWN * best_size, "float32")
-        blown = (1.0 - calm) * ops.cast(settling <= 0, "float32")
-        settling = blown * patience + (1.0 - blown) * ops.maximum(settling - 1.0, 0.0)
-        patience = patience * (1.0 + blown)
+        best, gained = ops.where(size < best, size, best), size < GAIN * aim
+        aim, idle = ops.where(gained, size, aim), ops.where(gained, size * 0.0, idle + 1.0)
+        # A size that is no number is not below anything.
+        calm = ops.cast(size <= BLOWN * best, "float32") * ops.cast(idle <= PATIENCE, "float32")
+        back = (1.0 - calm) * ops.cast(settling <= 0, "float32")
+        settling = back * patience + (1.0 - back) * ops.maximum(settling - 1.0, 0.0)
+        patience = patience * (1.0 + back)
         plain = ops.cast(settling > 0, "float32")
         valid = [kept * (1.0 - plain) for kept in valid[-memory + 1 :]] + [1.0 - plain]
         states, pulls = states[-memory + 1 :] + [z], pulls[-memory + 1 :] + [rate * pull]
@@ -82,7 +87,7 @@ def anderson(
         dots.append(new if prefix else [ops.sum(part, 1, True) for part in new])
         shares = mixing_shares(ops, dots, ops.stack(valid, -1), prefix, ridge)
         mixed = sum(shares[..., i, None] * (states[i] + pulls[i]) for i in range(len(states)))
-        stepped = ops.where(blown[..., None] > 0, best, z + RESTART_RATE * pull)
-        # What a text mixes after its restart is outcomes by what it reaches from there.
-        best_size = best_size + 1e30 * ops.cast(settling == 1, "float32")
-        z = z + moving * (ops.where(plain[..., None] > 0, stepped, mixed) - z)
+        settles = plain[..., None] > 0
+        anchor = ops.where(settles, ops.where(back[..., None] > 0, anchor, z + RESTART_RATE * pull), anchor)
+        best, aim, idle = ops.where(plain > 0, far, best), ops.where(plain > 0, far, aim), (1.0 - plain) * idle
+        z = z + moving * (ops.where(settles, anchor, mixed) - z)

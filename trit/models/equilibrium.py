@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from trit.layers.embed import embedding_specs, token_logits
 from trit.layers.engram import engram_specs
 from trit.layers.equilibrium import EquilibriumConfig, capped, cell_specs, cell_tables, deployed, drive, force, own_force
-from trit.layers.homeostat import HomeostatConfig, homeostat_state, stabilised
+from trit.layers.homeostat import HomeostatConfig, deployed_worst, homeostat_state, stabilised
 from trit.layers.implicit import ImplicitConfig, at_rest, free_phase, token_losses, unrolled
 from trit.layers.newton import critical_steps, own_blocks
 from trit.layers.relaxation import residual
@@ -98,8 +98,8 @@ def estimate_gradients(ops, q, cfg, tokens, targets):
     """(mean loss in nats a token, {name: gradient of the objective}, {name: array} that the next step's `update_state` finds) of seen weights
     `q` and what `update_state` made, on int arrays (B, T).
 
-    "relaxed" holds float32 (6,): residual of the worst token, mean residual, step residual of the worst token, the worst rho of the texts
-    that count, texts left out, evaluations of the force.
+    "relaxed" holds float32 (7,): residual of the worst token, mean residual, step residual of the worst token, the worst rho of the texts
+    that count, texts left out, evaluations of the force, `deployed_worst`.
     """
     q = {name: ops.stop_gradient(x) for name, x in q.items()}
     names = [spec.name for spec in param_specs(cfg)]
@@ -118,6 +118,7 @@ def estimate_gradients(ops, q, cfg, tokens, targets):
         ops.max(found.kept * ops.where(found.rho < 1e9, found.rho, ops.zeros((), found.rho))),
         ops.sum(1.0 - found.kept),
         worst * 0.0 + float(found.evaluations),
+        deployed_worst(ops, q, cfg, tokens),
     ]
     return ops.mean(found.losses), gradients, {"relaxed": ops.stack(record, 0)}
 
