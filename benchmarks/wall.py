@@ -9,7 +9,7 @@ after the deployed steps, the longest step that all tokens bear, and, at the end
 
 Prints for each the step of the first burst (a residual above 0.3 and a loss a nat above its best mean of twenty steps), that
 best mean, the last, texts left out in all, and CPU milliseconds of a step. --out keeps a JSON line for each finished training; trainings
-that are in that file are not run again. Example: python -m benchmarks.wall plain:arch.jacobian_penalty=0 kept:
+that are in that file are not run again. --marks 40,80,120 prints the loss at those steps, the mean of the ten up to there. Example: python -m benchmarks.wall plain:arch.jacobian_penalty=0 kept:
 """
 
 import argparse
@@ -133,6 +133,7 @@ def train(name, settings, seed, steps, ids):
         "ms": used / steps * 1000,
         "restless": restless(cfg, backend.export(), held),
         "looks": looks,
+        "losses": losses,
     }
 
 
@@ -140,6 +141,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--marks", default="", help="steps, divided by commas")
     parser.add_argument("--out", type=Path, help="file of JSON lines")
     parser.add_argument("variants", nargs="+")
     options = parser.parse_args()
@@ -162,6 +164,9 @@ def main():
             f"{row['name']:<16} seed {row['seed']}  burst {burst:>5}  best {row['best']:.3f}  last {row['last']:.3f}  {out}  {row['ms']:.0f} ms"
             f"  critical step {row['looks'][-1]['critical_step']:.3f}  not at rest of 8: {row['restless']}"
         )
+        marks = [int(mark) for mark in options.marks.split(",") if mark]
+        if marks:
+            print("    " + ", ".join(f"step {mark}: {statistics.mean(row['losses'][max(mark - 10, 0) : mark]):.4f}" for mark in marks))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from test_models import future_reach
 from test_transport import entropies
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.bigram import bigram_loss
 from trit.config_load import load
 from trit.data.loader import open_loader, validation_tokens
 from trit.data.prepare import prepare
@@ -193,13 +194,6 @@ def test_states_stay_bounded_over_texts_four_times_as_long(monkeypatch):
 def test_presets_have_the_size_of_their_specification(preset, millions):
     cfg, _, _ = load(f"configs/{preset}.toml", {}, [])
     assert round(parameter_count(sem.param_specs(cfg)) / 1e6, 2) == millions
-
-
-def bigram_loss(train, held, size):
-    """Nats a token of a table of bigrams counted on `train`, one added to every count."""
-    counts = np.ones((size, size))
-    np.add.at(counts, (train[:-1], train[1:]), 1)
-    return -np.log((counts / counts.sum(1, keepdims=True))[held[:-1], held[1:]]).mean()
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from trit.layers.equilibrium import capped, cell, cell_tables, deployed, drive, force
 from trit.layers.noise import even_noise
-from trit.layers.relaxation import residual
 from trit.setting import setting
 
 JACOBIAN_RANGE = (0.05, 16.0)  # of the penalty's strength
@@ -23,13 +22,13 @@ class HomeostatConfig:
 
     jacobian_penalty: float = setting(0.3, "weight of |J e|^2 / |e|^2 for noise e, J without its leak, at first; 0 is off")
     residual_target: float = setting(
-        0.02, "residual of the worst token after the deployed steps that the penalty's weight steers for; 0 leaves the weight as it is"
+        0.02, "residual of the worst text after the deployed steps that the penalty's weight steers for; 0 leaves the weight as it is"
     )
     residual_penalty: float = setting(0.0, "penalty on |F(z)|^2 / |z|^2, as a share of the norm of the loss's gradient")
 
 
 def homeostat_state(ops, p, cfg):
-    """float32 (3,): weight of the Jacobian's penalty, mean residual of the worst token, steps. From that of the step before and from what
+    """float32 (3,): weight of the Jacobian's penalty, mean residual of the worst text, steps. From that of the step before and from what
     it left under "relaxed", of which the last number is that step's `deployed_worst`."""
     if "homeostat" not in p:
         any_weight = next(iter(p.values()))
@@ -47,13 +46,15 @@ def homeostat_state(ops, p, cfg):
 
 
 def deployed_worst(ops, q, cfg, tokens):
-    """Residual () of the worst token of (B, T) after the deployed steps, where a step is due to look at it; else -1. The state that training
+    """|F(z)| / |z| () of the worst text of (B, T) after the deployed steps, where a step is due to look at it; else -1. The state that training
     solves for says nothing of it: a better solver finds a rest that those steps circle."""
     steers = cfg.arch.jacobian_penalty and cfg.arch.residual_target
     if not steers or int(ops.to_numpy(q["homeostat"][2])) % ADJUST_EVERY:
         return ops.zeros((), next(iter(q.values()))) - 1.0
     z, p = deployed(ops, q, cfg, tokens), capped(ops, q, cfg)
-    return ops.max(residual(ops, force(ops, p, cfg, z, drive(ops, p, cfg, tokens), cell_tables(ops, cfg, tokens)), z))
+    pull = force(ops, p, cfg, z, drive(ops, p, cfg, tokens), cell_tables(ops, cfg, tokens))
+    moving, size = (ops.sum(ops.sum(part * part, -1), -1) for part in (pull, z))
+    return ops.max(moving / size) ** 0.5
 
 
 def jacobian_gradients(ops, q, cfg, tokens, z, names, key):
