@@ -82,6 +82,19 @@ def test_expected_size_of_gaussian_weights(overrides, monkeypatch):
         assert abs(guess / actual - 1) < 0.03, category
 
 
+def test_what_only_the_input_reads_stays_gaussian():
+    """An embedding beside a head of its own, and small tables with a random start; measured on `sem` (docs/LOG.md)."""
+    config, _, _ = load("configs/sem_byte.toml", environ={}, overrides=[])
+    specs = {spec.name: spec for spec in load_arch("sem").param_specs(config)}
+
+    def share(name, names=frozenset(specs)):
+        spec = specs[name]
+        return planning.expected_code_bits(config, spec, names) / planning.grid_bits(grid_top(spec), spec.clip)
+
+    assert share("embed") == share("encoder.codebook") == share("layer0.conv") == 1.0
+    assert share("head") < 0.95 and share("vocab_bias") < 0.95 and share("embed", {"embed"}) < 0.95
+
+
 def test_entropy_of_the_grids_against_samples():
     x = np.random.default_rng(0).standard_normal(400_000)
     for threshold in (0.2, 0.5, 1.0):

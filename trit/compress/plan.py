@@ -109,8 +109,14 @@ def unevenness_bits(config, spec):
     return (0.36 if spec.bits <= 2 else 0.252) * odds / (1.0 + odds)
 
 
-def expected_code_bits(config, spec):
-    """Bits a trained code should take."""
+def stays_gaussian(spec, names):
+    """Whether training leaves a tensor's distribution as it starts: a small table with a random start, and an embedding beside a head of its
+    own among `names`, which only the input reads (docs/LOG.md)."""
+    return spec.init == "normal" and (spec.group == "scalar" or spec.name == "embed" and "head" in names)
+
+
+def expected_code_bits(config, spec, names):
+    """Bits a trained code should take, in a model with tensors `names`."""
     gaussian = ternary_bits(config.quant.ternary_threshold) if spec.scheme == "ternary" else grid_bits(grid_top(spec), spec.clip)
     if spec.group == "engram":
         bits = gaussian - unevenness_bits(config, spec)
@@ -118,6 +124,8 @@ def expected_code_bits(config, spec):
             share = pruned_counts(config, spec)[0] / math.prod(spec.shape)
             bits = min(bits + PRUNED_BITS * (1.0 - share), math.log2(2 * grid_top(spec) + 1))
         return bits
+    if stays_gaussian(spec, names):
+        return gaussian
     share, fall = TRAINED_SHARE.get(spec.group, (1.0, 0.0))
     if spec.group == "embed":
         share += EMBED_VOCABULARY * math.log2(config.model.vocab_size / 1024)
@@ -139,7 +147,7 @@ def expected_scale_bits(config, spec):
 def plan(config, specs, code_bytes):
     """`Plan` of a Config and its table of specs beside a counted program of `code_bytes` bytes. Needs no weights."""
     streams = stream_table(config, specs)
-    lanes = lane_count(streams)
+    lanes, names = lane_count(streams), {spec.name for spec in specs}
     fixed = PACK_HEADER_BYTES + len(streams) + 8 * lanes + (len(specs) if config.compress.allocate else 0)
     found, remaining = {("header", "header"): [1, fixed, fixed]}, iter(streams)
 
@@ -157,7 +165,7 @@ def plan(config, specs, code_bytes):
             add(name, "fp16", count, 2 * count, count * HALF_BITS["scalar" if name == "scalar" else "weights"] / 8)
             continue
         bound = stream_bound(next(remaining), lanes)
-        bits = expected_code_bits(config, spec)
+        bits = expected_code_bits(config, spec, names)
         expected = min(bound, count * bits / 8)
         add(name, "ternary" if spec.scheme == "ternary" else f"int{spec.bits}", count, bound, expected)
         bound = stream_bound(next(remaining), lanes) if config.quant.scale_steps else 2 * groups
