@@ -98,13 +98,18 @@ def layer_norm(ops, x):
     return ops.rms_norm(x - ops.mean(x, -1, True))
 
 
-def heads_of(ops, p, cfg, name, u, table):
-    """Normalised, turned queries and keys and the values (B, H, T, D / H) of u (B, T, D). Scores are at most the root of D / H."""
+def plain_heads(ops, p, cfg, name, u):
+    """Normalised queries, keys and the values (B, H, T, D / H) of u (B, T, D), before positions turn the first two."""
     heads = cfg.model.num_heads
     qkv = ops.reshape(project(ops, p, cfg, name + ".qkv", u), (u.shape[0], u.shape[1], 3 * heads, -1))
     qkv = ops.permute(qkv, (0, 2, 1, 3))
-    q, k = (ops.rotary(ops.rms_norm(part), table) for part in (qkv[:, :heads], qkv[:, heads : 2 * heads]))
-    return q * q.shape[-1] ** -0.5, k, qkv[:, 2 * heads :]
+    return ops.rms_norm(qkv[:, :heads]), ops.rms_norm(qkv[:, heads : 2 * heads]), qkv[:, 2 * heads :]
+
+
+def heads_of(ops, p, cfg, name, u, table):
+    """Normalised, turned queries and keys and the values (B, H, T, D / H) of u (B, T, D). Scores are at most the root of D / H."""
+    q, k, v = plain_heads(ops, p, cfg, name, u)
+    return ops.rotary(q, table) * q.shape[-1] ** -0.5, ops.rotary(k, table), v
 
 
 def rejoined(ops, y):
