@@ -70,6 +70,13 @@ def test_logits_depend_on_earlier_tokens(name, flags):
 
 
 @pytest.mark.parametrize("name", arch_names())
+def test_gradients_of_its_own_need_what_a_step_finds(name):
+    """The loops of both libraries keep what `estimate_gradients` leaves only beside an `update_state`."""
+    arch = load_arch(name)
+    assert hasattr(arch, "update_state") or not hasattr(arch, "estimate_gradients")
+
+
+@pytest.mark.parametrize("name", arch_names())
 def test_a_forward_compiles_as_one_graph(name):
     cfg, arrays = build(name, "odd_all")
     ops, arch = BACKENDS["torch"].ops, load_arch(name)
