@@ -225,6 +225,8 @@ CASES = [
     Case("complex_filter", lambda ops, x, taps: ops.complex_filter(x, taps), complex_filter, (normal(2, 21, 6), normal(6, 8))),
     Case("complex_filter", lambda ops, x, taps: ops.complex_filter(x, taps), complex_filter, (normal(1, 1, 2), normal(2, 5))),
     Case("complex_filter", lambda ops, x, taps: ops.complex_filter(x, taps), complex_filter, (normal(2, 3, 4), normal(4, 1))),
+    Case("softmax", lambda ops, z: ops.softmax(z), softmax, (normal(2, 3, 6) * 4,)),
+    Case("softmax", lambda ops, z: ops.softmax(z), softmax, (normal(2, 3, 6) + 30,)),
     Case("log_softmax", lambda ops, z: ops.log_softmax(z), lambda z: np.log(softmax(z)), (normal(2, 3, 6) * 4,)),
     Case("log_softmax", lambda ops, z: ops.log_softmax(z), lambda z: np.log(softmax(z)), (normal(2, 3, 6) + 30,)),
     Case("cross_entropy", lambda ops, z, t: ops.cross_entropy(z, t), cross_entropy, (normal(2, 3, 6) * 4, TOKENS)),

@@ -10,15 +10,14 @@ import pytest
 import torch
 from cell_fixtures import OPS, cell_config, operator
 
-from trit.layers.equilibrium import HIDDEN, cell
-from trit.layers.functions import softmax_last
+from trit.layers.equilibrium import cell, hidden_scores
 from trit.layers.implicit import free_phase, solved_adjoint, token_losses, transposed
 
 
-def complex_log_softmax(x):
-    """Logarithms of shares, shifted by the largest real part of what is seen: hidden scores are what they are before the shift is chosen."""
-    shifted = x - x.real.amax(-1, keepdim=True)
-    return shifted - torch.log(torch.exp(shifted).sum(-1, keepdim=True))
+def complex_softmax(x):
+    """Shares, shifted by the largest real part of what is seen: hidden scores are what they are before the shift is chosen."""
+    powers = torch.exp(x - x.real.amax(-1, keepdim=True))
+    return powers / powers.sum(-1, keepdim=True)
 
 
 COMPLEX = SimpleNamespace(**vars(OPS))
@@ -26,7 +25,7 @@ COMPLEX.rms_norm = lambda x: x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-
 COMPLEX.linear = lambda x, weight: x @ weight.to(x.dtype).T
 COMPLEX.rotary = lambda x, table: torch.complex(OPS.rotary(x.real, table), OPS.rotary(x.imag, table))
 COMPLEX.sigmoid = lambda x: 1 / (1 + torch.exp(-x))
-COMPLEX.log_softmax = complex_log_softmax
+COMPLEX.softmax = complex_softmax
 
 CASE = operator(cell_config(), gain=1.25)
 
@@ -55,7 +54,7 @@ def test_a_later_score_moves_no_share():
     seen = torch.ones(6, 6).tril().bool()
 
     def shares(scores):
-        return softmax_last(COMPLEX, torch.where(seen, scores, torch.zeros((), dtype=scores.dtype) + HIDDEN))
+        return COMPLEX.softmax(scores + hidden_scores(COMPLEX, scores, seen))
 
     wild = scores + 1e4 * (~seen)
     assert torch.equal(shares(wild), shares(scores)) and not shares(wild)[:, ~seen].any()

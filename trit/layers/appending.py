@@ -5,8 +5,7 @@ ordinary cache, and the same states. Otherwise one cache holds those of the earl
 as good as their rest. Shapes: B batch, T time, H heads, D width.
 """
 
-from trit.layers.equilibrium import HIDDEN, capped, cell_tables, drive, feed_forward, layer_norm, plain_heads, rejoined
-from trit.layers.functions import softmax_last
+from trit.layers.equilibrium import capped, cell_tables, drive, feed_forward, hidden_scores, layer_norm, plain_heads, rejoined
 from trit.layers.linear import project
 
 
@@ -20,8 +19,7 @@ def grown_cell(ops, p, cfg, z, tables, kept):
         if kept is not None:
             k, v = (ops.concat([before, new], 2) for before, new in zip(kept[i], (k, v)))
         q = ops.rotary(ops.concat([k[:, :, :-1], q], 2), tables[0])[:, :, -1:] * q.shape[-1] ** -0.5
-        scores = q @ ops.swap_last(ops.rotary(k, tables[0]))
-        weights = softmax_last(ops, ops.where(tables[1][:, :, -1:], scores, ops.zeros((), scores) + HIDDEN))
+        weights = ops.softmax(q @ ops.swap_last(ops.rotary(k, tables[0])) + hidden_scores(ops, z, tables[1][:, :, -1:]))
         added = added + project(ops, p, cfg, name + ".output", rejoined(ops, weights @ v)) + feed_forward(ops, p, cfg, name, u)
         grown.append((k, v))
     return added, grown

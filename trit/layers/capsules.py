@@ -9,7 +9,7 @@ its own contribution is. Shapes: B batch, T time, K blocks, F places in a block,
 from dataclasses import dataclass
 
 from trit.layers.document import document_blocks
-from trit.layers.functions import hyperbolic_tangent, softmax_last
+from trit.layers.functions import hyperbolic_tangent
 from trit.layers.hadamard import hadamard_matrix
 from trit.layers.linear import normed_project, normed_projection_specs, project
 from trit.layers.operator import OperatorConfig, advanced
@@ -107,7 +107,7 @@ def capsule_layer(ops, p, cfg, x, tokens):
         values = ops.pad(values, ((0, 0), (size, 1), (0, 0)))
     values = ops.pad(values, ((0, 0), (0, (sources + 1) * size - length), (0, 0)))  # filled places are read, by no one, and never a source
     values = ops.reshape(values, (batch, sources + 1, size, channels))
-    routing = softmax_last(ops, ops.linear(values, ops.cast(p["capsules.prototype"], "float32")) * channels**-0.5)
+    routing = ops.softmax(ops.linear(values, ops.cast(p["capsules.prototype"], "float32")) * channels**-0.5)
     states, losses, unbroken = ops.zeros((batch, 1, capsules, channels), values), {}, None
     hadamard = hadamard_matrix(ops, channels, values)
     if cfg.model.isolate_documents:

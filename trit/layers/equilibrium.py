@@ -13,7 +13,6 @@ from trit.layers.attention import rope_frequencies
 from trit.layers.document import visible_tokens
 from trit.layers.embed import embed_tokens
 from trit.layers.engram import engram_layer
-from trit.layers.functions import softmax_last
 from trit.layers.linear import project
 from trit.params import matrix_spec
 from trit.setting import setting
@@ -125,14 +124,19 @@ def feed_forward(ops, p, cfg, name, u):
     return project(ops, p, cfg, name + ".contract", h)
 
 
+def hidden_scores(ops, like, visible):
+    """What is added to scores: 0 where `visible`, elsewhere so little that no score is left of the sum."""
+    zero = ops.zeros((), like)
+    return ops.where(visible, zero, zero + HIDDEN)
+
+
 def cell(ops, p, cfg, z, tables):
     """N(z) for a state z (B, T, D); `tables` of `cell_tables`, `p` of `capped`."""
-    added = 0.0
+    added, hidden = 0.0, hidden_scores(ops, z, tables[1])
     for i in range(cfg.model.num_layers):
         name, u = f"cell{i}", layer_norm(ops, z + added)
         q, k, v = heads_of(ops, p, cfg, name, u, tables[0])
-        scores = q @ ops.swap_last(k)
-        weights = softmax_last(ops, ops.where(tables[1], scores, ops.zeros((), scores) + HIDDEN))
+        weights = ops.softmax(q @ ops.swap_last(k) + hidden)
         added = added + project(ops, p, cfg, name + ".output", rejoined(ops, weights @ v)) + feed_forward(ops, p, cfg, name, u)
     return added
 
@@ -142,19 +146,18 @@ def own_cell(ops, p, cfg, own, past, tables):
     both are z. Its Jacobian in `own` holds the blocks J_tt alone, all of them at once."""
     added, before = 0.0, 0.0
     places = ops.arange(own.shape[1], own)
-    earlier = tables[1] & (places < places[:, None])
+    hidden = hidden_scores(ops, own, tables[1])
+    not_earlier = hidden_scores(ops, own, tables[1] & (places < places[:, None]))
     for i in range(cfg.model.num_layers):
         name, u, w = f"cell{i}", layer_norm(ops, own + added), layer_norm(ops, past + before)
         q, k, v = heads_of(ops, p, cfg, name, u, tables[0])
         past_q, past_k, past_v = heads_of(ops, p, cfg, name, w, tables[0])
-        scores = q @ ops.swap_last(past_k)
-        scores = ops.where(earlier, scores, ops.zeros((), scores) + HIDDEN)
-        weights = softmax_last(ops, ops.concat([scores, ops.sum(q * k, -1, True)], -1))
+        scores = q @ ops.swap_last(past_k) + not_earlier
+        weights = ops.softmax(ops.concat([scores, ops.sum(q * k, -1, True)], -1))
         y = weights[..., :-1] @ past_v + weights[..., -1:] * v
         added = added + project(ops, p, cfg, name + ".output", rejoined(ops, y)) + feed_forward(ops, p, cfg, name, u)
         if i + 1 < cfg.model.num_layers:
-            scores = past_q @ ops.swap_last(past_k)
-            weights = softmax_last(ops, ops.where(tables[1], scores, ops.zeros((), scores) + HIDDEN))
+            weights = ops.softmax(past_q @ ops.swap_last(past_k) + hidden)
             before = before + project(ops, p, cfg, name + ".output", rejoined(ops, weights @ past_v)) + feed_forward(ops, p, cfg, name, w)
     return added
 

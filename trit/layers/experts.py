@@ -7,7 +7,6 @@ tokens; it saves no arithmetic. Shapes: B batch, T time, D model width, E expert
 
 from dataclasses import dataclass
 
-from trit.layers.functions import softmax_last
 from trit.layers.mlp import mlp_layer, mlp_specs
 from trit.params import ParamSpec, on_grid
 from trit.setting import check_values, setting
@@ -63,7 +62,7 @@ def expert_shares(ops, cfg, logits):
     With one expert to a token its weight is its probability, which is what trains the router; with more they are a share of their sum,
     so that all E together are the sum over experts that the probabilities weigh (skc.md MO01, MO06).
     """
-    experts, probabilities = cfg.arch.experts, softmax_last(ops, logits)
+    experts, probabilities = cfg.arch.experts, ops.softmax(logits)
     lower = ops.constant([[float(other < expert) for other in range(experts)] for expert in range(experts)], logits)
     mine, others = logits[..., None], logits[..., None, :]
     before = ops.cast(others > mine, "float32") + ops.cast(others == mine, "float32") * lower

@@ -1,9 +1,4 @@
-"""Functions that layers share and that the array vocabulary does not have, made of those that it has."""
-
-
-def softmax_last(ops, logits):
-    """Softmax over the last axis."""
-    return ops.exp(ops.log_softmax(logits))
+"""What layers share and the array vocabulary does not have, made of what it has."""
 
 
 def hyperbolic_tangent(ops, x):

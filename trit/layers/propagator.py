@@ -8,7 +8,6 @@ conjugate gradients on the pair operator [[I, -d H], [d H, I]] would diverge, fo
 import math
 from dataclasses import dataclass
 
-from trit.layers.functions import softmax_last
 from trit.layers.pairs import halves, quarter_turned, turned
 from trit.layers.spinor import identity
 from trit.params import scalar_spec, table_spec
@@ -86,7 +85,7 @@ def neighbours(ops, p, cfg, name):
     """H by its rows, the Laplacian of the weighted graph over twice its largest degree, which bounds its spectrum (Gershgorin): the nodes
     that each is joined with and itself (D, N) int64, and their entries (D, N) float32. Made once, it serves every product of a forward."""
     width, offsets = cfg.model.model_dim, graph_offsets(cfg)
-    shares = softmax_last(ops, ops.cast(p[name + ".scales"], "float32"))
+    shares = ops.softmax(ops.cast(p[name + ".scales"], "float32"))
     member = ops.constant([[float(first <= scale) for scale in range(cfg.arch.graph_scales)] for _, first in offsets], shares)
     weights = ops.softplus(ops.cast(p[name + ".edges"], "float32")) * ops.sum(member * shares, -1, True)
     nodes = ops.arange(width, weights)[:, None]

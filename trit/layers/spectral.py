@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from trit.data.token_ids import BOS_ID
 from trit.layers.document import document_blocks
-from trit.layers.functions import softmax_last
 from trit.layers.hadamard import hadamard_matrix
 from trit.layers.operator import advanced
 from trit.layers.scan import block_horizon_logits, decay_scan, entering, leave, state_share
@@ -100,7 +99,7 @@ def band_logits(ops, p, cfg, name, like):
 def block_capsules(ops, p, cfg, name, x, bands, walsh):
     """Complete blocks x (B, K, F, C) -> (capsules (B, K, N, C), spectra (B, K, F, C)); places are shared out by band and content."""
     spectra = ops.swap_last(ops.linear(ops.swap_last(x), walsh))
-    routing = softmax_last(ops, bands + ops.linear(ops.rms_norm(spectra), ops.cast(p[name + ".content"], "float32")))
+    routing = ops.softmax(bands + ops.linear(ops.rms_norm(spectra), ops.cast(p[name + ".content"], "float32")))
     gathered = ops.swap_last(routing) @ spectra
     return gathered * ops.rsqrt(ops.sum(ops.swap_last(routing * routing), -1, True) + 1e-6), spectra
 
@@ -168,7 +167,7 @@ def spectral_path(ops, p, cfg, name, x, tables):
         states = ops.concat([states, first + moved], 1)
     predicted = advanced(ops, p, cfg, name, states, hadamard)
     # Back to places: the transform is its own inverse up to the order of its rows.
-    places = ops.linear(ops.swap_last(walsh), ops.swap_last(softmax_last(ops, bands)))
+    places = ops.linear(ops.swap_last(walsh), ops.swap_last(ops.softmax(bands)))
     told = ops.swap_last(ops.linear(ops.swap_last(predicted), places))
     told = ops.reshape(told, (batch, -1, channels))[:, :length]
     if sources:

@@ -9,7 +9,6 @@ import math
 from dataclasses import dataclass
 
 from trit.layers.document import document_starts
-from trit.layers.functions import softmax_last
 from trit.layers.linear import project
 from trit.layers.pairs import turned
 from trit.params import ParamSpec, matrix_spec, on_grid, scalar_spec, table_spec
@@ -137,7 +136,7 @@ def sparse_rows(ops, p, cfg, rows):
     if cfg.arch.sparsity == "soft":
         sharpness = ops.cast(p["encoder.sharpness"], "float32") + math.log(SHARPNESS_START)
         temperature = ops.clip(ops.exp(sharpness), SHARPNESS_RANGE[0], SHARPNESS_RANGE[1])
-        return softmax_last(ops, rows + weights / temperature)
+        return ops.softmax(rows + weights / temperature)
     if cfg.arch.sparsity == "hard":
         left = ops.stop_gradient(weights)
         for _ in range(cfg.arch.code_support):

@@ -288,6 +288,11 @@ def complex_filter(x, taps):
     return applied(x, taps)
 
 
+def softmax(x):
+    """Softmax of `x` over its last axis."""
+    return mx.softmax(x, axis=-1)
+
+
 def log_softmax(x):
     """`x` minus the logarithm of the sum of exponentials over its last axis."""
     return x - mx.logsumexp(x, -1, keepdims=True)

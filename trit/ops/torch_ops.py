@@ -257,6 +257,11 @@ def complex_filter(x, taps):
     return ComplexFilter.apply(x, taps)
 
 
+def softmax(x):
+    """Softmax of `x` over its last axis."""
+    return functional.softmax(x, -1)
+
+
 def log_softmax(x):
     """`x` minus the logarithm of the sum of exponentials over its last axis."""
     return functional.log_softmax(x, -1)
