@@ -237,7 +237,8 @@ def check_budget(code_bytes, model_bytes, cap):
     total = code_bytes + model_bytes
     if total > cap:
         raise ValueError(
-            f"code {code_bytes:,} + artifact {model_bytes:,} = {total:,} bytes exceeds the cap of {cap:,} by {total - cap:,} bytes"
+            f"code {code_bytes:,} + artifact {model_bytes:,} = {total:,} bytes exceeds the cap of {cap:,} by {total - cap:,} bytes; without "
+            "training again the same command with compress.allocate=true stores the weights in fewer bits (docs/faq.md)"
         )
     return cap - total
 
