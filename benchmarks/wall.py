@@ -9,7 +9,8 @@ after the deployed steps, the longest step that all tokens bear, and, at the end
 
 Prints for each the step of the first burst (a residual above 0.3 and a loss a nat above its best mean of twenty steps), that
 best mean, the last, texts left out in all, and CPU milliseconds of a step. --out keeps a JSON line for each finished training; trainings
-that are in that file are not run again. --marks 40,80,120 prints the loss at those steps, the mean of the ten up to there. Example: python -m benchmarks.wall plain:arch.jacobian_penalty=0 kept:
+that are in that file are not run again. --marks 40,80,120 prints the loss at those steps, the mean of the ten up to there; --plot draws loss,
+residual and critical step over the training. Example: python -m benchmarks.wall plain:arch.jacobian_penalty=0 kept:
 """
 
 import argparse
@@ -26,6 +27,7 @@ import torch
 
 from trit.config_load import load
 from trit.data.corpus import pydocs
+from trit.dynamics.pictures import panels, saved, titled
 from trit.layers import implicit
 from trit.layers.equilibrium import capped, cell_tables, drive, own_force
 from trit.layers.newton import newton
@@ -33,6 +35,7 @@ from trit.layers.relaxation import stepping
 from trit.models import equilibrium
 from trit.ops import torch_ops
 from trit.params import init_params
+from trit.report.page.pictures import PALETTE
 from trit.train.torch_backend import make_backend, start_process
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -137,13 +140,31 @@ def train(name, settings, seed, steps, ids):
     }
 
 
+def draw(path, rows):
+    """A line a training, a colour a variant: loss, worst residual of the step's batch, longest step that all held-out tokens bear."""
+    pyplot, figure, axes = panels(3)
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    for row in rows:
+        colour, first = PALETTE[names.index(row["name"])], row is next(other for other in rows if other["name"] == row["name"])
+        steps = [look["step"] for look in row["looks"]]
+        for axis, key in zip(axes, ("loss", "worst", "critical_step")):
+            values = [look[key] for look in row["looks"]]
+            axis.plot(steps, values, color=colour, linewidth=1.3, alpha=0.8, label=row["name"] if first and key == "loss" else None)
+    axes[1].set_yscale("log")
+    axes[0].legend(frameon=False, fontsize=8)
+    for axis, title, up in zip(axes, ("loss of the step", "worst token of the step", "longest stable step"), ("nats", "|F(z)| / |z|", "")):
+        titled(axis, title, "training step", up)
+    saved(pyplot, figure, path)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--marks", default="", help="steps, divided by commas")
     parser.add_argument("--out", type=Path, help="file of JSON lines")
-    parser.add_argument("variants", nargs="+")
+    parser.add_argument("--plot", type=Path, help="picture of what the file or this run holds")
+    parser.add_argument("variants", nargs="*")
     options = parser.parse_args()
     torch.set_num_threads(1)
     ids, found = characters(), []
@@ -167,6 +188,8 @@ def main():
         marks = [int(mark) for mark in options.marks.split(",") if mark]
         if marks:
             print("    " + ", ".join(f"step {mark}: {statistics.mean(row['losses'][max(mark - 10, 0) : mark]):.4f}" for mark in marks))
+    if options.plot:
+        draw(options.plot, found)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ def test_a_finished_training_is_kept_and_not_run_again(tmp_path, monkeypatch, ca
     assert guarded["left_out"] == 1.0 and free["left_out"] == 0.0 and len(free["losses"]) == 1 and implicit.RHO_GATE == 4.0
     assert "step 1:" in capsys.readouterr().out
     before = out.read_text()
+    monkeypatch.setattr(sys, "argv", [*arguments, "--plot", str(tmp_path / "wall.png")])
     monkeypatch.setattr(wall, "train", lambda *_: pytest.fail("ran again"))
     wall.main()
-    assert out.read_text() == before
+    assert out.read_text() == before and (tmp_path / "wall.png").stat().st_size > 5000
