@@ -213,8 +213,21 @@ def test_a_run_reports_residuals_gates_penalty_and_critical_step():
         "step_rho",
         "texts_left_out",
         "jacobian_weight",
+        "position_free",
     }
     assert all(wanted <= record.keys() and record["critical_step"] > 0.1 for record in probes)
+
+
+def test_a_record_says_where_the_worst_token_stands():
+    cfg, arrays = case(relax_steps=3, num_layers=1)
+    p, tokens = {name: torch.from_numpy(x) for name, x in arrays.items()}, torch.from_numpy(random_tokens(cfg, 3, 20))
+    found = equilibrium.probe(torch_ops, p, cfg, tokens)
+    capped_p, tables = capped(torch_ops, p, cfg), cell_tables(torch_ops, cfg, tokens)
+    z = deployed(torch_ops, p, cfg, tokens)
+    pull = force(torch_ops, capped_p, cfg, z, drive(torch_ops, capped_p, cfg, tokens), tables)
+    sizes = pull.norm(dim=-1) / z.norm(dim=-1)
+    assert float(sizes[found["text_deployed"], found["position_deployed"]]) == float(sizes.max()) and float(sizes.max()) > 0
+    assert found["g_deployed_token"] == pytest.approx(float(sizes.max()), rel=1e-5)
 
 
 @pytest.mark.slow

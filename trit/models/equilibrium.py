@@ -4,6 +4,8 @@ contrast of nudged relaxations, or back through all steps. Evaluation takes a fi
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from trit.layers.embed import embedding_specs, token_logits
 from trit.layers.engram import engram_specs
 from trit.layers.equilibrium import EquilibriumConfig, capped, cell_specs, cell_tables, deployed, drive, force, own_force
@@ -131,7 +133,7 @@ def probed_groups(cfg):
 def probe(ops, p, cfg, tokens):
     """What a run reports of weights on tokens (B, T), {name: number}, all of one set of weights. `g_` is the residual |F(z)| / |z| and `r_` that of
     a step, of the state after arch.relax_steps steps (`deployed`) and of the one that training solves for (`free`), over all tokens, of the
-    worst text and of the worst token; `loss_gap` what the loss of the deployed state is above that of the free one; `critical_step` the longest
+    worst text and of the worst token, `text_` and `position_` where that token stands; `loss_gap` what the loss of the deployed state is above that of the free one; `critical_step` the longest
     step at which all tokens' own modes are stable. Where `p` holds what a training step left, that step's rho, texts left out, evaluations and
     weight of the Jacobian's penalty."""
     weights, tables = capped(ops, p, cfg), cell_tables(ops, cfg, tokens)
@@ -140,10 +142,13 @@ def probe(ops, p, cfg, tokens):
     for name, z in (("deployed", stepped), ("free", free.state)):
         pull = force(ops, weights, cfg, z, x, tables)
         whole, by_text = (ops.sum(ops.sum(part * part, -1), -1) for part in (pull, z))
+        by_token = ops.to_numpy(residual(ops, pull, z))
+        text, position = np.unravel_index(by_token.argmax(), by_token.shape)
+        found |= {f"text_{name}": int(text), f"position_{name}": int(position)}
         sizes = {
             "": (ops.sum(whole) / ops.sum(by_text)) ** 0.5,
             "_text": ops.max(whole / by_text) ** 0.5,
-            "_token": ops.max(residual(ops, pull, z)),
+            "_token": by_token.max(),
         }
         for scope, size in sizes.items():
             found |= {f"g_{name}{scope}": float(size), f"r_{name}{scope}": cfg.arch.relax_rate * float(size)}
