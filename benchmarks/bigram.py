@@ -1,7 +1,7 @@
 """What a table of bigrams makes of a dataset: python -m benchmarks.bigram data/english_sp1024
 
-Counts pairs of tokens in all training shards, adds one to every count, and prints nats a token on the validation text: the mark that a
-language model has to pass before anything else is said of it.
+Counts pairs of tokens in all training shards, adds one to every count, and prints nats a token and bits a byte on the validation text: the
+mark that a language model has to pass before anything else is said of it.
 """
 
 import argparse
@@ -9,6 +9,8 @@ import math
 
 import numpy as np
 
+from trit.data.byte_count import byte_table, token_bytes
+from trit.data.manifest import resolve_tokenizer
 from trit.data.shards import read_shard, shard_files
 
 MOST_TOKENS = 65536  # a shard's ids have 16 bits
@@ -35,7 +37,9 @@ def main():
     held = np.concatenate(held)
     size = 1 + max(int(tokens.max()) for tokens in [*train, held])
     loss = bigram_loss(train, held, size)
-    print(f"{sum(map(len, train)):,} tokens of {size} kinds: {loss:.4f} nats, {loss / math.log(2):.4f} bits a token of {len(held):,}")
+    table = byte_table(resolve_tokenizer(options.data), size)
+    each = token_bytes(table, held[:-1], held[1:]).mean()
+    print(f"{sum(map(len, train)):,} tokens of {size} kinds: {loss:.4f} nats a token, {loss / math.log(2) / each:.4f} bits a byte")
 
 
 if __name__ == "__main__":
