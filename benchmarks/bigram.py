@@ -18,9 +18,9 @@ PART = 1 << 22
 
 
 def bigram_loss(train, held, size):
-    """Nats a token of a table of bigrams counted on `train`, an array (tokens,) or several, one added to every count."""
+    """Nats a token of `held` (tokens,) by a table of bigrams counted on `train`, a list of such arrays, one added to every count."""
     counts = np.ones(size * size, np.int64)
-    for tokens in [train] if isinstance(train, np.ndarray) else train:
+    for tokens in train:
         for start in range(0, len(tokens) - 1, PART):
             part = tokens[start : start + PART + 1].astype(np.int64)
             counts += np.bincount(part[:-1] * size + part[1:], minlength=size * size)

@@ -217,8 +217,8 @@ def test_bytes_are_learned_beyond_a_bigram_table(tmp_path):
     assert (plan.exp().mean(0) - 1 / 128).abs().sum() <= 1e-3 and abs(entropies(plan).exp().mean() / 16 - 1) < 0.35
     means = [np.mean(losses[end - 20 : end]) for end in (20, 100, 200)]
     assert np.isfinite(losses).all() and means[0] > means[1] > means[2], means
-    print(f"A14: {found:.4f} nats after 300 steps, bigrams {bigram_loss(text, held, 260):.4f}; training {means}")
-    assert found < bigram_loss(text, held, 260), (found, bigram_loss(text, held, 260))
+    print(f"A14: {found:.4f} nats after 300 steps, bigrams {bigram_loss([text], held, 260):.4f}; training {means}")
+    assert found < bigram_loss([text], held, 260), (found, bigram_loss([text], held, 260))
 
 
 def wins(p, cfg, x):

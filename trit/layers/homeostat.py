@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from trit.layers.equilibrium import capped, cell, cell_tables, deployed, drive, force
 from trit.layers.noise import even_noise
+from trit.layers.relaxation import text_norms
 from trit.setting import setting
 
 JACOBIAN_RANGE = (0.05, 16.0)  # of the penalty's strength
@@ -53,8 +54,7 @@ def deployed_worst(ops, q, cfg, tokens):
         return ops.zeros((), next(iter(q.values()))) - 1.0
     z, p = deployed(ops, q, cfg, tokens), capped(ops, q, cfg)
     pull = force(ops, p, cfg, z, drive(ops, p, cfg, tokens), cell_tables(ops, cfg, tokens))
-    moving, size = (ops.sum(ops.sum(part * part, -1), -1) for part in (pull, z))
-    return ops.max(moving / size) ** 0.5
+    return ops.max(text_norms(ops, pull) / text_norms(ops, z))
 
 
 def jacobian_gradients(ops, q, cfg, tokens, z, names, key):

@@ -15,7 +15,7 @@ from trit.layers.embed import token_logits
 from trit.layers.equilibrium import capped, cell, cell_tables, deployed, drive, force, own_force
 from trit.layers.newton import newton
 from trit.layers.noise import even_noise
-from trit.layers.relaxation import adapting, norms, residual, stepping
+from trit.layers.relaxation import adapting, norms, residual, stepping, text_norms
 from trit.setting import setting
 
 ADAPTIVE_SPAN = (0.003, 0.5)  # step lengths of the adaptive solver
@@ -87,11 +87,6 @@ def transposed(ops, p, cfg, z, tables):
     """Function to J^T a, J being the Jacobian of the force at z."""
     _, of_cell = ops.pullback(lambda z: cell(ops, p, cfg, z, tables), z)
     return lambda a: of_cell(a)[0] - (1.0 + cfg.arch.leak) * a
-
-
-def text_norms(ops, x):
-    """Euclidean norms (B,) of all numbers of each text."""
-    return ops.sqrt(ops.sum(ops.sum(x * x, -1), -1) + 1e-30)
 
 
 def rho_of(ops, transpose, a, ell):

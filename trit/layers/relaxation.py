@@ -34,6 +34,11 @@ def norms(ops, x):
     return ops.sqrt(ops.sum(x * x, -1) + 1e-30)
 
 
+def text_norms(ops, x):
+    """Euclidean norms (B,) of all numbers of each text."""
+    return ops.sqrt(ops.sum(ops.sum(x * x, -1), -1) + 1e-30)
+
+
 def residual(ops, pull, z):
     """|F(z)| / |z| by position (B, T), for F(z) = `pull`."""
     return norms(ops, pull) / norms(ops, z)

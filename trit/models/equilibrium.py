@@ -133,9 +133,9 @@ def probed_groups(cfg):
 def probe(ops, p, cfg, tokens):
     """What a run reports of weights on tokens (B, T), {name: number}, all of one set of weights. `g_` is the residual |F(z)| / |z| and `r_` that of
     a step, of the state after arch.relax_steps steps (`deployed`) and of the one that training solves for (`free`), over all tokens, of the
-    worst text and of the worst token, `text_` and `position_` where that token stands; `loss_gap` what the loss of the deployed state is above that of the free one; `critical_step` the longest
-    step at which all tokens' own modes are stable. Where `p` holds what a training step left, that step's rho, texts left out, evaluations and
-    weight of the Jacobian's penalty."""
+    worst text and of the worst token, `text_` and `position_` where that token stands; `loss_gap` what the loss of the deployed state is above
+    that of the free one; `critical_step` the longest step at which all tokens' own modes are stable. Where `p` holds what a training step
+    left, that step's rho, texts left out, evaluations and weight of the Jacobian's penalty."""
     weights, tables = capped(ops, p, cfg), cell_tables(ops, cfg, tokens)
     x, found = drive(ops, weights, cfg, tokens), {}
     free, stepped = free_phase(ops, weights, cfg, x, tables), deployed(ops, p, cfg, tokens)
