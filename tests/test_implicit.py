@@ -6,9 +6,10 @@ import torch
 from cell_fixtures import OPS, cell_config, cosine, operator
 from scipy.sparse.linalg import LinearOperator, gmres
 
-from trit.layers.equilibrium import cell, drive, force
+from trit.layers.equilibrium import cell, drive, force, own_cell
 from trit.layers.homeostat import jacobian_gradients, residual_gradients, whole_norm
 from trit.layers.implicit import at_rest, free_phase, nudged_adjoint, rho_of, solved_adjoint, token_losses, transposed, unrolled
+from trit.layers.newton import own_blocks
 from trit.layers.noise import even_noise
 from trit.layers.relaxation import residual
 from trit.models import equilibrium
@@ -207,20 +208,40 @@ def test_a_penalty_is_scaled_by_the_losses_gradient_alone():
     )
 
 
-def test_penalties_have_the_gradients_of_what_they_penalise():
+def stretched(cfg, q, v):
+    """J^T v (B, T, D) at the drive of EXACT, J being how the cell at a token moves with that token's state."""
+    state = EXACT.x.clone().requires_grad_()
+    return torch.autograd.grad(own_cell(OPS, q, cfg, state, EXACT.x, EXACT.tables), state, v)[0]
+
+
+def directions(cfg, key, turns, q=EXACT.q):
+    """Directions of norm 1 at every token: noise by `key`, turned."""
+    z = EXACT.x
+    v = even_noise(OPS, (z.shape[0] * z.shape[1], z.shape[2]), key, z).reshape(z.shape).double()
+    v = v / v.norm(dim=-1, keepdim=True)
+    for _ in range(turns):
+        v = stretched(cfg, q, v)
+        v = v / v.norm(dim=-1, keepdim=True)
+    return v
+
+
+@pytest.mark.parametrize("turns, bound", [(0, 0.0), (0, 0.3), (3, 0.0), (3, 0.9)])
+def test_penalties_have_the_gradients_of_what_they_penalise(turns, bound):
     """Against differences along a random direction."""
-    cfg, generator = EXACT.cfg, np.random.default_rng(0)
+    cfg, generator = (
+        cell_config(gradient="adjoint", jacobian_turns=turns, jacobian_bound=bound, jacobian_share=1.0),
+        np.random.default_rng(0),
+    )
     z = EXACT.x
     along = {name: torch.from_numpy(generator.standard_normal(EXACT.q[name].shape)) for name in EXACT.names}
     key = torch.tensor([7])
-    noise = even_noise(OPS, (z.shape[0] * z.shape[1], z.shape[2]), key, z).reshape(z.shape).double()
+    noise = directions(cfg, key, turns)
 
     def shifted(step):
         return {name: x + step * along[name] for name, x in EXACT.q.items()}
 
     def gain(q):
-        moved = OPS.pushforward(lambda z: cell(OPS, q, cfg, z, EXACT.tables), [z], [noise])[1]
-        return float((moved * moved).sum() / (noise * noise).sum())
+        return float(((stretched(cfg, q, noise).norm(dim=-1) - bound).clip(0) ** 2).mean())
 
     def rest(q):
         pull = force(OPS, q, cfg, z, drive(OPS, q, cfg, EXACT.tokens), EXACT.tables)
@@ -232,6 +253,22 @@ def test_penalties_have_the_gradients_of_what_they_penalise():
     ):
         slope = (function(shifted(1e-5)) - function(shifted(-1e-5))) / 2e-5
         assert slope == pytest.approx(sum(float((g * along[name]).sum()) for name, g in zip(EXACT.names, gradients)), rel=1e-5)
+
+
+def test_the_penalty_presses_on_the_largest_modes_alone():
+    """Where one mode stands out, turned directions are stretched as it is, noise far less; what stays below the bound is left alone."""
+    cfg, key = cell_config(gradient="adjoint"), torch.tensor([3])
+    q = {name: x.clone() for name, x in EXACT.q.items()}
+    one = q["cell0.expand"][0] / q["cell0.expand"][0].norm()
+    q["cell0.expand"][0], q["cell0.contract"][:, 0] = 2.0 * one, 2.0 * one
+    own = own_blocks(OPS, lambda own, past: own_cell(OPS, q, cfg, own, past, EXACT.tables), EXACT.x)
+    modes = torch.linalg.eigvals(own).abs().amax(-1)
+    turned, plain = (float((stretched(cfg, q, directions(cfg, key, turns, q)).norm(dim=-1) / modes).mean()) for turns in (3, 0))
+    assert plain < 0.6 and abs(turned - 1.0) < 0.1, (plain, turned)
+    for bound, presses in ((0.5 * float(modes.max()), True), (1e3, False)):
+        bounded = cell_config(gradient="adjoint", jacobian_bound=bound)
+        found = jacobian_gradients(OPS, q, bounded, EXACT.tokens, EXACT.x, EXACT.names, key)
+        assert any(bool(x.any()) for x in found) == presses
 
 
 LITTLE = operator(cell_config(), rows=2, length=5, gain=GAIN)
@@ -246,7 +283,7 @@ def test_every_pair_of_rule_and_solver_gives_the_same_gradient(rule, solver):
     cfg = cell_config(gradient=rule, free_solver=solver, **settings)
     loss, found, left = estimate_gradients(OPS, LITTLE.q, cfg, LITTLE.tokens, LITTLE.targets)
     assert cosine(found, WANTED.gradients) > 0.9995
-    assert float(loss) == pytest.approx(float(WANTED.losses.mean()), abs=1e-4) and left["relaxed"].shape == (7,)
+    assert float(loss) == pytest.approx(float(WANTED.losses.mean()), abs=1e-4) and left["relaxed"].shape == (8,)
 
 
 def test_unknown_rules_and_solvers_are_refused():

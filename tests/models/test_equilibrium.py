@@ -2,6 +2,7 @@
 caps, a penalty follows the residual, gradients of its own train it on both array libraries as its counted file does.
 """
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +19,7 @@ from trit.dynamics.precise import precise_weights
 from trit.eval.score import score_tokens
 from trit.layers.anderson import anderson
 from trit.layers.equilibrium import PARTS, capped, cell_shapes, cell_tables, deployed, drive, force
-from trit.layers.homeostat import ADJUST_EVERY, JACOBIAN_RANGE, homeostat_state
+from trit.layers.homeostat import ADJUST_EVERY, FALL, LOSS_RISE, MOST, RISE, homeostat_state
 from trit.layers.implicit import at_rest, unrolled
 from trit.layers.newton import newton
 from trit.layers.relaxation import adapting, stepping
@@ -113,17 +114,19 @@ def test_the_penalty_follows_the_deployed_residual_between_its_bounds():
     state = homeostat_state(torch_ops, p, cfg)
     assert state.tolist() == pytest.approx([0.3, 0.0, 0.0])
 
-    def after(worst, looks, state, cfg=cfg):
+    def after(worst, looks, state, cfg=cfg, lost=0.0):
         for _ in range(looks):
-            state = homeostat_state(torch_ops, {"homeostat": state, "relaxed": torch.tensor([9.0] * 6 + [worst])}, cfg)
+            state = homeostat_state(torch_ops, {"homeostat": state, "relaxed": torch.tensor([9.0] * 6 + [lost, worst])}, cfg)
         return state
 
     held = after(0.01, 30, state)
     assert held[0] == pytest.approx(0.3, rel=1e-5) and held[1] == pytest.approx(0.01) and held[2] == 30
     assert after(-1.0, 5, held).tolist() == pytest.approx([0.3, 0.01, 35])  # nobody looked
-    assert float(after(0.1, 1, state)[0]) == pytest.approx(0.3 * 10**0.1, rel=1e-4)  # e^(0.1 ln 10) once
-    assert float(after(float("nan"), 60, state)[0]) == pytest.approx(JACOBIAN_RANGE[1])
-    assert float(after(1e-9, 60, state)[0]) == pytest.approx(JACOBIAN_RANGE[0])
+    assert float(after(0.1, 1, state)[0]) == pytest.approx(0.3 * 10**RISE, rel=1e-4)
+    assert float(after(0.001, 1, torch.tensor([0.9, 0.0, 1.0]))[0]) == pytest.approx(0.9 * 10**-FALL, rel=1e-4) and RISE > FALL
+    assert float(after(-1.0, 4, held, lost=0.5)[0]) == pytest.approx(0.3 * math.exp(4 * 0.5 * LOSS_RISE), rel=1e-4)
+    assert float(after(float("nan"), 60, state)[0]) == pytest.approx(0.3 * MOST)
+    assert float(after(1e-9, 20, after(0.1, 3, state))[0]) == pytest.approx(0.3)  # at first and at least
     still = tiny_config(NAME, jacobian_penalty=0.3, residual_target=0)
     assert float(after(1.0, 1, state, still)[0]) == pytest.approx(0.3)
 
@@ -143,7 +146,7 @@ def test_the_penalty_looks_at_deployed_steps_every_tenth_step(backend):
     due = [step % ADJUST_EVERY == 0 for step in range(len(looks))]
     assert [look > 0.1 for look in looks] == due and all(look == -1.0 for look, here in zip(looks, due) if not here)
     rises = [later > before for before, later in zip(weights, weights[1:])]
-    assert rises == due[:-1] and weights[0] == pytest.approx(0.3)
+    assert rises == due[:-1] and weights[0] == cfg.arch.jacobian_penalty
 
 
 @pytest.mark.parametrize("rule", ["bptt", "adjoint", "asym_ep", "asym_ep_tracked"])

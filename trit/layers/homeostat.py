@@ -5,14 +5,16 @@ Shapes: B batch, T time, D width.
 
 from dataclasses import dataclass
 
-from trit.layers.equilibrium import capped, cell, cell_tables, deployed, drive, force
+from trit.layers.equilibrium import capped, cell_tables, deployed, drive, force, own_cell
 from trit.layers.noise import even_noise
-from trit.layers.relaxation import text_norms
+from trit.layers.relaxation import norms, text_norms
 from trit.setting import setting
 
-JACOBIAN_RANGE = (0.05, 16.0)  # of the penalty's strength
+MOST = 30.0  # times the penalty's weight at first, below which it does not fall: within its bound the penalty presses on nothing anyway
 ADJUST_EVERY = 10  # steps from one look at the deployed residual, and adjustment of the strength, to the next
-ADJUST_RATE = 0.1  # of its logarithm, per logarithm of residual over target
+RISE = 0.5  # of its logarithm, per logarithm of residual over target: rests are lost within twenty steps, and for good
+FALL = 0.1  # likewise where the residual is below the target
+LOSS_RISE = 0.5  # of its logarithm in one step that leaves all texts out
 RESIDUAL_MEMORY = 0.35  # of the mean residual that it follows, from look to look: 0.9 for each of ten steps
 WILD = 1e3  # stands for a residual that is no number
 
@@ -21,7 +23,12 @@ WILD = 1e3  # stands for a residual that is no number
 class HomeostatConfig:
     """How a cell is kept stable."""
 
-    jacobian_penalty: float = setting(0.3, "weight of |J e|^2 / |e|^2 for noise e, J without its leak, at first; 0 is off")
+    jacobian_penalty: float = setting(
+        1.0, "weight, at first and at least, of the penalty on J, how the cell at a token moves with that token's state; 0 is off"
+    )
+    jacobian_bound: float = setting(1.0, "gain |J^T v| / |v| from which on it presses; a rest needs less than 1 + arch.leak")
+    jacobian_turns: int = setting(3, "products with J^T that turn the noise v towards J's largest modes; 0 presses on all directions alike")
+    jacobian_share: float = setting(0.25, "share of a step's texts that it looks at")
     residual_target: float = setting(
         0.02, "residual of the worst text after the deployed steps that the penalty's weight steers for; 0 leaves the weight as it is"
     )
@@ -30,7 +37,7 @@ class HomeostatConfig:
 
 def homeostat_state(ops, p, cfg):
     """float32 (3,): weight of the Jacobian's penalty, mean residual of the worst text, steps. From that of the step before and from what
-    it left under "relaxed", of which the last number is that step's `deployed_worst`."""
+    it left under "relaxed", of which the last numbers are that step's share of texts left out and its `deployed_worst`."""
     if "homeostat" not in p:
         any_weight = next(iter(p.values()))
         return ops.constant([cfg.arch.jacobian_penalty, 0.0, 0.0], any_weight)
@@ -41,8 +48,8 @@ def homeostat_state(ops, p, cfg):
     mean = ops.where(looked, ops.where(mean > 0, RESIDUAL_MEMORY * mean + (1.0 - RESIDUAL_MEMORY) * worst, worst), mean)
     if cfg.arch.residual_target:
         off = ops.clip(ops.log(ops.maximum(mean, 1e-12) / cfg.arch.residual_target), -3.0, 3.0)
-        moved = ops.clip(weight * ops.exp(ADJUST_RATE * off), JACOBIAN_RANGE[0], JACOBIAN_RANGE[1])
-        weight = ops.where(looked, moved, weight)
+        off = ops.where(looked, ops.where(off > 0, RISE * off, FALL * off), off * 0.0) + LOSS_RISE * p["relaxed"][-2]
+        weight = ops.clip(weight * ops.exp(off), cfg.arch.jacobian_penalty, cfg.arch.jacobian_penalty * MOST)
     return ops.stack([weight, mean, count + 1.0], 0)
 
 
@@ -58,17 +65,28 @@ def deployed_worst(ops, q, cfg, tokens):
 
 
 def jacobian_gradients(ops, q, cfg, tokens, z, names, key):
-    """[gradient] of |J_N e|^2 / |e|^2 at the state z (B, T, D) with respect to the weights `names`; noise e by `key`, int64 (1,)."""
-    tables = cell_tables(ops, cfg, tokens)
-    noise = ops.reshape(even_noise(ops, (z.shape[0] * z.shape[1], z.shape[2]), key, z), z.shape)
-    size = ops.sum(noise * noise)
+    """[gradient] with respect to the weights `names` of the mean over the tokens of the first texts, arch.jacobian_share of all, of
+    max(|J^T v| - arch.jacobian_bound, 0)^2 at the state z (B, T, D). J is how N at a token moves with the state of that token alone: those
+    blocks hold the whole spectrum, and what a token learns from earlier ones is left free. v is noise by `key`, int64 (1,), of norm 1, turned
+    by arch.jacobian_turns products with J^T towards its largest modes."""
+    count = max(1, int(cfg.arch.jacobian_share * tokens.shape[0]))
+    tokens, z = tokens[:count], z[:count]  # batches are drawn at random: the first texts are as good as any
+    tables, weights = cell_tables(ops, cfg, tokens), capped(ops, q, cfg)
+    _, transpose = ops.pullback(lambda own: own_cell(ops, weights, cfg, own, z, tables), z)
+    along = ops.reshape(even_noise(ops, (z.shape[0] * z.shape[1], z.shape[2]), key, z), z.shape)
+    along = along / norms(ops, along)[..., None]
+    for _ in range(cfg.arch.jacobian_turns + 1):
+        v, along = along, transpose(along)[0]
+        along = along / norms(ops, along)[..., None]
 
-    def gain(*given):
+    # |J^T v| is <v, J u> with u the direction of J^T v, and its derivative is that of <v, J u> with u held.
+    def excess(*given):
         p = capped(ops, {**q, **dict(zip(names, given))}, cfg)
-        moved = ops.pushforward(lambda z: cell(ops, p, cfg, z, tables), [z], [noise])[1]
-        return ops.sum(moved * moved) / size
+        moved = ops.pushforward(lambda own: own_cell(ops, p, cfg, own, z, tables), [z], [along])[1]
+        over = ops.maximum(ops.sum(v * moved, -1) - cfg.arch.jacobian_bound, 0.0)
+        return ops.mean(over * over)
 
-    value, transpose = ops.pullback(gain, *[q[name] for name in names])
+    value, transpose = ops.pullback(excess, *[q[name] for name in names])
     return transpose(value * 0.0 + 1.0)
 
 

@@ -55,6 +55,9 @@ def check_settings(cfg):
             f"goes along every one of {weights} weights, at most {EXACT_WEIGHTS}; set arch.directions to draw directions instead",
         ),
         ("jacobian_penalty", cfg.arch.jacobian_penalty, cfg.arch.jacobian_penalty >= 0, "must not be negative"),
+        ("jacobian_bound", cfg.arch.jacobian_bound, cfg.arch.jacobian_bound >= 0, "must not be negative"),
+        ("jacobian_turns", cfg.arch.jacobian_turns, cfg.arch.jacobian_turns >= 0, "must not be negative"),
+        ("jacobian_share", cfg.arch.jacobian_share, 0 < cfg.arch.jacobian_share <= 1, "must be above 0 and at most 1"),
         ("residual_target", cfg.arch.residual_target, cfg.arch.residual_target >= 0, "must not be negative"),
         ("residual_penalty", cfg.arch.residual_penalty, cfg.arch.residual_penalty >= 0, "must not be negative"),
     )
@@ -100,8 +103,8 @@ def estimate_gradients(ops, q, cfg, tokens, targets):
     """(mean loss in nats a token, {name: gradient of the objective}, {name: array} that the next step's `update_state` finds) of seen weights
     `q` and what `update_state` made, on int arrays (B, T).
 
-    "relaxed" holds float32 (7,): residual of the worst token, mean residual, step residual of the worst token, the worst rho of the texts
-    that count, texts left out, evaluations of the force, `deployed_worst`.
+    "relaxed" holds float32 (8,): residual of the worst token, mean residual, step residual of the worst token, the worst rho of the texts
+    that count, texts left out, evaluations of the force, share of texts left out, `deployed_worst`.
     """
     q = {name: ops.stop_gradient(x) for name, x in q.items()}
     names = [spec.name for spec in param_specs(cfg)]
@@ -120,6 +123,7 @@ def estimate_gradients(ops, q, cfg, tokens, targets):
         ops.max(found.kept * ops.where(found.rho < 1e9, found.rho, ops.zeros((), found.rho))),
         ops.sum(1.0 - found.kept),
         worst * 0.0 + float(found.evaluations),
+        ops.mean(1.0 - found.kept),
         deployed_worst(ops, q, cfg, tokens),
     ]
     return ops.mean(found.losses), gradients, {"relaxed": ops.stack(record, 0)}
