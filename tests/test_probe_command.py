@@ -13,7 +13,7 @@ from trit.config import TrainConfig
 from trit.data.loader import open_train_split
 from trit.dynamics.probe import PROBES, main
 from trit.dynamics.probe_finding import Chart, Series, as_text
-from trit.dynamics.probe_gradients import Bench, cosine, cosines_probe, doubt, nudge_probe
+from trit.dynamics.probe_gradients import Bench, cosine, cosines_probe, doubt, nudge_probe, range_of
 from trit.dynamics.probe_history import history_probe, read_history
 from trit.dynamics.probe_modes import spectrum_probe, walls
 from trit.dynamics.probe_operator import Operator, held_windows, open_run, stored_weights
@@ -133,10 +133,23 @@ def test_gradients_agree_where_the_relaxation_rests(opened):
     (total,) = [row for row in numbers["groups"] if row["group"] == "total"]
     assert numbers["rho_adjoint"] < 1e-9 and numbers["g_refined"] < 1e-8
     assert total["contrast, adjoint"] > 0.99 and total["adjoint, steps"] > 0.99
-    sweeps = nudge_probe(opened, bench, strengths=(0.002, 0.02), steps=(5, 40)).numbers["sweeps"]
+    found = nudge_probe(opened, bench, strengths=(0.002, 0.02), steps=(5, 40), wide=(0.02, 2.0, 8.0), many=40)
+    sweeps = found.numbers["sweeps"]
     rho = [row["rho"] for row in sweeps if row["sweep of"] == "steps"]
     cosines = [row["cosine with the adjoint"] for row in sweeps if row["sweep of"] == "steps"]
     assert rho[1] < rho[0] and cosines[1] > cosines[0] and cosines[1] > 0.9999
+    about, tracked = ([row for row in sweeps if row["sweep of"] == sweep] for sweep in ("about the rest", "tracked"))
+    columns = [[row["cosine with the adjoint"] for row in part] for part in (about, tracked)]
+    assert all(kept > lost for lost, kept in zip(columns[0][1:], columns[1][1:])) and columns[0][0] > columns[0][2]
+    assert found.words[-1].endswith("up to a nudge of 8 about the rest, 8 tracked")
+
+
+def test_the_range_of_a_nudge_ends_where_its_cosine_first_falls():
+    def rows(*cosines):
+        return [["tracked", strength, 80, 0.0, value] for strength, value in zip((0.02, 0.2, 0.8), cosines)]
+
+    assert range_of(rows(0.999, 0.98, 0.999)) == 0.02 and range_of(rows(0.999, 0.99, 0.999)) == 0.8
+    assert range_of(rows(0.5, 0.999, 0.999)) == range_of(rows(float("nan"), 1.0, 1.0)) == 0.0
 
 
 def test_texts_without_a_rest_give_no_gradient(opened):

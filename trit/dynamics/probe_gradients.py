@@ -21,6 +21,8 @@ from trit.ops import torch_ops
 STEPS = (5, 10, 20, 40, 80, 160)
 FEW = 10  # nudged steps at which a sweep of strengths shows nothing but their shortness
 STRENGTHS = (0.002, 0.02, 0.2, 2.0)
+RANGE, MANY = (0.02, 0.2, 0.8), 80  # strengths about the rest and tracked, and the nudged steps of each
+GOOD = 0.99  # cosine up to which a strength counts as within range
 RHO = 0.05  # above it a cosine says how far the nudged phase went, not how good the estimator is
 EXACT = 1e-10
 
@@ -177,16 +179,28 @@ def cosines_probe(operator, bench):
     return Finding("cosines", "Gradients", words, heads, [[group, *map(digits, values)] for group, *values in rows], [], numbers)
 
 
-def nudge_probe(operator, bench, strengths=STRENGTHS, steps=STEPS):
-    """`Finding` of the contrast against the adjoint over its strength at FEW steps and over its steps at the run's own strength."""
+def range_of(rows):
+    """The largest of the strengths, each before it being good as well, at which a contrast has a cosine of GOOD; 0 where none has."""
+    found = 0.0
+    for row in rows:
+        if not row[4] >= GOOD:
+            break
+        found = row[1]
+    return found
+
+
+def nudge_probe(operator, bench, strengths=STRENGTHS, steps=STEPS, wide=RANGE, many=MANY):
+    """`Finding` of the contrast against the adjoint: over its strength at FEW steps, over its steps at the run's own strength, and over its
+    strength at `many` steps, about the rest and tracked."""
     if bench.operator is None:
         return nothing("nudge", "Nudges")
     adjoint, arch = bench.adjoint(), operator.cfg.arch
     wanted, names = bench.gradients(adjoint), sorted(operator.weights)
     tries = [("strength", beta, FEW) for beta in strengths] + [("steps", arch.nudge, count) for count in steps]
+    tries += [(sweep, beta, many) for sweep in ("about the rest", "tracked") for beta in wide]
     heads, rows = ["sweep of", "nudge", "steps", "rho", "cosine with the adjoint", "remark"], []
     for sweep, beta, count in counted(tries, "nudges", len(tries), "contrasts"):
-        field = bench.contrast(beta, count)
+        field = bench.contrast(beta, count, sweep == "tracked")
         rows.append([sweep, beta, count, field.rho, cosine(bench.gradients(field), wanted, names), doubt(field.rho, 0.0)])
     strong = [row for row in rows if row[0] == "strength"]
     spread = max(row[4] for row in strong) - min(row[4] for row in strong)
@@ -194,6 +208,10 @@ def nudge_probe(operator, bench, strengths=STRENGTHS, steps=STEPS):
     if min(row[3] for row in strong) > RHO:
         words[0] += "; where it is flat, that says nothing of the strength, for rho is large at all of them"
     words.append(f"rho of the adjoint that they are compared with is {adjoint.rho:.1e}; {bench.left_out} texts without a rest are left out")
+    about, tracked = ([row for row in rows if row[0] == sweep] for sweep in ("about the rest", "tracked"))
+    words.append(
+        f"after {many} steps the cosine is {GOOD} or more up to a nudge of {range_of(about):g} about the rest, {range_of(tracked):g} tracked"
+    )
     long = [row for row in rows if row[0] == "steps"]
     lines = [
         Series("1 - cosine", [(row[2], max(1.0 - row[4], 1e-16)) for row in long], 0),
@@ -216,5 +234,10 @@ def nudge_probe(operator, bench, strengths=STRENGTHS, steps=STEPS):
     charts.append(
         Chart("Strength of the nudge", f"after {FEW} nudged steps", "nudge", "1 - cosine, rho", lines, log_across=True, log_up=True)
     )
+    lines = [
+        Series(label, [(row[1], max(1.0 - row[4], 1e-16)) for row in part], number)
+        for number, (label, part) in enumerate((("about the rest", about), ("tracked", tracked)))
+    ]
+    charts.append(Chart("Range of the nudge", f"after {many} nudged steps", "nudge", "1 - cosine", lines, log_across=True, log_up=True))
     table = [[*row[:4], digits(row[4]), row[5]] for row in rows]
     return Finding("nudge", "Nudges", words, heads, table, charts, {"sweeps": numbers_of(heads, rows), "rho_adjoint": adjoint.rho})
