@@ -96,12 +96,11 @@ def rho_of(ops, transpose, a, ell):
 
 def solved_adjoint(ops, cfg, transpose, ell):
     """(a, rho (B,), transposed products) of J^T a = -ell, by mixing."""
-    size = ops.maximum(text_norms(ops, ell), 1e-12)[:, None] / ell.shape[1] ** 0.5
+    size = ops.maximum(text_norms(ops, ell), 1e-12)
 
-    def measure(pull, a):
-        return norms(ops, pull) / size
+    def rho(pull, a):
+        return (text_norms(ops, pull) / size)[:, None] + ops.zeros(a.shape[:2], a)
 
-    # The largest residual by position, so scaled, is at least that of the whole text.
     found = anderson(
         ops,
         lambda a: transpose(a) + ell,
@@ -109,10 +108,10 @@ def solved_adjoint(ops, cfg, transpose, ell):
         cfg.arch.adjoint_budget,
         cfg.arch.adjoint_tolerance,
         ridge=FLOAT_RIDGE,
-        measure=measure,
+        measure=rho,
         warm=1,
     )
-    return found.state, rho_of(ops, transpose, found.state, ell), found.evaluations
+    return found.state, found.residuals[:, 0], found.evaluations
 
 
 def nudged_adjoint(ops, p, cfg, x, tables, rest, ell, loss_gradient):
@@ -175,13 +174,15 @@ def at_rest(ops, q, cfg, tokens, targets, names):
     def share(kept):
         return kept[:, None] + losses * 0.0
 
-    ell = of_loss(share(kept))[0]
+    ell, *direct = of_loss(share(kept))
     if cfg.arch.gradient == "adjoint":
         a, rho, used = solved_adjoint(ops, cfg, transposed(ops, p, cfg, z, tables), ell)
     else:
         a, rho, used = nudged_adjoint(ops, p, cfg, x, tables, z, ell, loss_gradient)
-    kept = kept * ops.cast(rho <= RHO_GATE * cfg.arch.adjoint_tolerance, "float32")
-    direct = of_loss(share(kept))[1:]
+    good = kept * ops.cast(rho <= RHO_GATE * cfg.arch.adjoint_tolerance, "float32")
+    if ops.to_numpy(ops.sum(kept - good)):
+        direct = of_loss(share(good))[1:]
+    kept = good
 
     def pull(*given):
         p = capped(ops, {**q, **dict(zip(names, given))}, cfg)
