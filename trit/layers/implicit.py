@@ -15,7 +15,7 @@ from trit.layers.embed import token_logits
 from trit.layers.equilibrium import capped, cell, cell_tables, deployed, drive, force, own_force
 from trit.layers.newton import newton
 from trit.layers.noise import even_noise
-from trit.layers.relaxation import adapting, norms, residual, stepping, text_norms
+from trit.layers.relaxation import adapting, residual, stepping, text_norms
 from trit.setting import setting
 
 ADAPTIVE_SPAN = (0.003, 0.5)  # step lengths of the adaptive solver
