@@ -5,7 +5,7 @@ Shapes: B batch, T time, D width.
 
 from dataclasses import dataclass
 
-from trit.layers.equilibrium import capped, cell_tables, deployed, drive, force, own_cell
+from trit.layers.equilibrium import capped, cell, cell_tables, deployed, drive, force
 from trit.layers.noise import even_noise
 from trit.layers.relaxation import norms, text_norms
 from trit.setting import setting
@@ -24,10 +24,10 @@ class HomeostatConfig:
     """How a cell is kept stable."""
 
     jacobian_penalty: float = setting(
-        1.0, "weight, at first and at least, of the penalty on J, how the cell at a token moves with that token's state; 0 is off"
+        1.0, "weight, at first and at least, of the penalty on the Jacobian J of the cell, without its leak; 0 is off"
     )
-    jacobian_bound: float = setting(1.0, "gain |J^T v| / |v| from which on it presses; a rest needs less than 1 + arch.leak")
-    jacobian_turns: int = setting(3, "products with J^T that turn the noise v towards J's largest modes; 0 presses on all directions alike")
+    jacobian_bound: float = setting(1.0, "gain |J v| / |v| at a token from which on it presses; a rest needs less than 1 + arch.leak")
+    jacobian_turns: int = setting(3, "products with J that turn the noise v towards what grows most; 0 presses on all directions alike")
     jacobian_share: float = setting(0.25, "share of a step's texts that it looks at")
     residual_target: float = setting(
         0.02, "residual of the worst text after the deployed steps that the penalty's weight steers for; 0 leaves the weight as it is"
@@ -66,24 +66,26 @@ def deployed_worst(ops, q, cfg, tokens):
 
 def jacobian_gradients(ops, q, cfg, tokens, z, names, key):
     """[gradient] with respect to the weights `names` of the mean over the tokens of the first texts, arch.jacobian_share of all, of
-    max(|J^T v| - arch.jacobian_bound, 0)^2 at the state z (B, T, D). J is how N at a token moves with the state of that token alone: those
-    blocks hold the whole spectrum, and what a token learns from earlier ones is left free. v is noise by `key`, int64 (1,), of norm 1, turned
-    by arch.jacobian_turns products with J^T towards its largest modes."""
+    max(|J_N v| - arch.jacobian_bound, 0)^2 at the state z (B, T, D). v is noise by `key`, int64 (1,), of norm 1 at every token, turned by
+    arch.jacobian_turns products with J_N towards what grows most. With all texts and neither turns nor bound it is |J_N e|^2 / |e|^2
+    (equilibrium.md A4.1), which presses on all directions alike. The spectrum stands in the blocks of single tokens, but in fewer steps than
+    tokens a relaxation does not outlive what they hand on, so gains from token to token count as well."""
     count = max(1, int(cfg.arch.jacobian_share * tokens.shape[0]))
     tokens, z = tokens[:count], z[:count]  # batches are drawn at random: the first texts are as good as any
     tables, weights = cell_tables(ops, cfg, tokens), capped(ops, q, cfg)
-    _, transpose = ops.pullback(lambda own: own_cell(ops, weights, cfg, own, z, tables), z)
-    along = ops.reshape(even_noise(ops, (z.shape[0] * z.shape[1], z.shape[2]), key, z), z.shape)
-    along = along / norms(ops, along)[..., None]
-    for _ in range(cfg.arch.jacobian_turns + 1):
-        v, along = along, transpose(along)[0]
-        along = along / norms(ops, along)[..., None]
 
-    # |J^T v| is <v, J u> with u the direction of J^T v, and its derivative is that of <v, J u> with u held.
+    def moved(p, v):
+        return ops.pushforward(lambda z: cell(ops, p, cfg, z, tables), [z], [v])[1]
+
+    v = ops.reshape(even_noise(ops, (z.shape[0] * z.shape[1], z.shape[2]), key, z), z.shape)
+    v = v / norms(ops, v)[..., None]
+    for _ in range(cfg.arch.jacobian_turns):
+        v = moved(weights, v)
+        v = v / norms(ops, v)[..., None]
+
     def excess(*given):
         p = capped(ops, {**q, **dict(zip(names, given))}, cfg)
-        moved = ops.pushforward(lambda own: own_cell(ops, p, cfg, own, z, tables), [z], [along])[1]
-        over = ops.maximum(ops.sum(v * moved, -1) - cfg.arch.jacobian_bound, 0.0)
+        over = ops.maximum(norms(ops, moved(p, v)) - cfg.arch.jacobian_bound, 0.0)
         return ops.mean(over * over)
 
     value, transpose = ops.pullback(excess, *[q[name] for name in names])
