@@ -208,39 +208,41 @@ def test_a_penalty_is_scaled_by_the_losses_gradient_alone():
     )
 
 
-def stretched(cfg, q, v):
-    """J_N v (B, T, D) at the drive of EXACT."""
-    return OPS.pushforward(lambda z: cell(OPS, q, cfg, z, EXACT.tables), [EXACT.x], [v])[1]
+def stretched(q, v, scope):
+    """J^T v (B, T, D) of single tokens, or J v of whole texts, at the drive of EXACT."""
+    if scope == "text":
+        return OPS.pushforward(lambda z: cell(OPS, q, EXACT.cfg, z, EXACT.tables), [EXACT.x], [v])[1]
+    state = EXACT.x.clone().requires_grad_()
+    return torch.autograd.grad(own_cell(OPS, q, EXACT.cfg, state, EXACT.x, EXACT.tables), state, v)[0]
 
 
-def directions(cfg, key, turns, q=EXACT.q):
+def directions(key, turns, scope, q=EXACT.q):
     """Directions of norm 1 at every token: noise by `key`, turned."""
     z = EXACT.x
     v = even_noise(OPS, (z.shape[0] * z.shape[1], z.shape[2]), key, z).reshape(z.shape).double()
     v = v / v.norm(dim=-1, keepdim=True)
     for _ in range(turns):
-        v = stretched(cfg, q, v)
+        v = stretched(q, v, scope)
         v = v / v.norm(dim=-1, keepdim=True)
     return v
 
 
+@pytest.mark.parametrize("scope", ["token", "text"])
 @pytest.mark.parametrize("turns, bound", [(0, 0.0), (0, 0.3), (3, 0.0), (3, 0.9)])
-def test_penalties_have_the_gradients_of_what_they_penalise(turns, bound):
+def test_penalties_have_the_gradients_of_what_they_penalise(turns, bound, scope):
     """Against differences along a random direction."""
-    cfg, generator = (
-        cell_config(gradient="adjoint", jacobian_turns=turns, jacobian_bound=bound, jacobian_share=1.0),
-        np.random.default_rng(0),
-    )
+    settings = {"jacobian_turns": turns, "jacobian_bound": bound, "jacobian_scope": scope, "jacobian_share": 1.0}
+    cfg, generator = cell_config(gradient="adjoint", **settings), np.random.default_rng(0)
     z = EXACT.x
     along = {name: torch.from_numpy(generator.standard_normal(EXACT.q[name].shape)) for name in EXACT.names}
     key = torch.tensor([7])
-    noise = directions(cfg, key, turns)
+    noise = directions(key, turns, scope)
 
     def shifted(step):
         return {name: x + step * along[name] for name, x in EXACT.q.items()}
 
     def gain(q):
-        return float(((stretched(cfg, q, noise).norm(dim=-1) - bound).clip(0) ** 2).mean())
+        return float(((stretched(q, noise, scope).norm(dim=-1) - bound).clip(0) ** 2).mean())
 
     def rest(q):
         pull = force(OPS, q, cfg, z, drive(OPS, q, cfg, EXACT.tokens), EXACT.tables)
@@ -256,24 +258,24 @@ def test_penalties_have_the_gradients_of_what_they_penalise(turns, bound):
 
 @pytest.mark.parametrize("between_tokens", [False, True])
 def test_the_penalty_presses_on_what_grows_alone(between_tokens):
-    """Where one direction stands out, inside tokens or from each to later ones, turned directions are stretched by far more than noise; what
-    stays below the bound is left alone."""
-    cfg, key = cell_config(gradient="adjoint"), torch.tensor([3])
-    q = {name: x.clone() for name, x in EXACT.q.items()}
+    """Of single tokens it sees the largest mode, of texts also what is handed on; noise is stretched far less than either. What stays below
+    the bound is left alone."""
+    key, q = torch.tensor([3]), {name: x.clone() for name, x in EXACT.q.items()}
     one = q["cell0.expand"][0] / q["cell0.expand"][0].norm()
     if between_tokens:
         q["cell0.output"] = q["cell0.output"] + 4.0 * one[:, None] * (one @ torch.linalg.pinv(q["cell0.qkv"][-16:]))
     else:
         q["cell0.expand"][0], q["cell0.contract"][:, 0] = 2.0 * one, 2.0 * one
-    turned, plain = (stretched(cfg, q, directions(cfg, key, turns, q)).norm(dim=-1).mean() for turns in (3, 0))
-    assert turned > 1.7 * plain, (turned, plain)
-    own = own_blocks(OPS, lambda own, past: own_cell(OPS, q, cfg, own, past, EXACT.tables), EXACT.x)
+    own = own_blocks(OPS, lambda own, past: own_cell(OPS, q, EXACT.cfg, own, past, EXACT.tables), EXACT.x)
     modes = torch.linalg.eigvals(own).abs().amax(-1)
-    assert bool(turned > 1.2 * modes.mean()) == between_tokens, (turned, modes.mean())
-    for bound, presses in ((0.5 * float(turned), True), (1e3, False)):
-        bounded = cell_config(gradient="adjoint", jacobian_bound=bound)
-        found = jacobian_gradients(OPS, q, bounded, EXACT.tokens, EXACT.x, EXACT.names, key)
-        assert any(bool(x.any()) for x in found) == presses
+    for scope in ("token", "text"):
+        turned, plain = (stretched(q, directions(key, turns, scope, q), scope).norm(dim=-1).mean() for turns in (3, 0))
+        assert turned > (1.5 if scope == "text" or not between_tokens else 1.2) * plain, (scope, turned, plain)
+        assert bool(turned > 1.2 * modes.mean()) == (between_tokens and scope == "text"), (scope, turned, modes.mean())
+        for bound, presses in ((0.5 * float(turned), True), (1e3, False)):
+            bounded = cell_config(gradient="adjoint", jacobian_bound=bound, jacobian_scope=scope)
+            found = jacobian_gradients(OPS, q, bounded, EXACT.tokens, EXACT.x, EXACT.names, key)
+            assert any(bool(x.any()) for x in found) == presses
 
 
 LITTLE = operator(cell_config(), rows=2, length=5, gain=GAIN)

@@ -5,7 +5,7 @@ Shapes: B batch, T time, D width.
 
 from dataclasses import dataclass
 
-from trit.layers.equilibrium import capped, cell, cell_tables, deployed, drive, force
+from trit.layers.equilibrium import capped, cell, cell_tables, deployed, drive, force, own_cell
 from trit.layers.noise import even_noise
 from trit.layers.relaxation import norms, text_norms
 from trit.setting import setting
@@ -25,6 +25,12 @@ class HomeostatConfig:
 
     jacobian_penalty: float = setting(
         1.0, "weight, at first and at least, of the penalty on the Jacobian J of the cell, without its leak; 0 is off"
+    )
+    jacobian_scope: str = setting(
+        "token",
+        "it presses on how a token's state moves itself, where the spectrum stands, or also on what tokens hand on, which fewer deployed steps "
+        "than tokens do not outlive",
+        choices=("token", "text"),
     )
     jacobian_bound: float = setting(1.0, "gain |J v| / |v| at a token from which on it presses; a rest needs less than 1 + arch.leak")
     jacobian_turns: int = setting(3, "products with J that turn the noise v towards what grows most; 0 presses on all directions alike")
@@ -66,26 +72,34 @@ def deployed_worst(ops, q, cfg, tokens):
 
 def jacobian_gradients(ops, q, cfg, tokens, z, names, key):
     """[gradient] with respect to the weights `names` of the mean over the tokens of the first texts, arch.jacobian_share of all, of
-    max(|J_N v| - arch.jacobian_bound, 0)^2 at the state z (B, T, D). v is noise by `key`, int64 (1,), of norm 1 at every token, turned by
-    arch.jacobian_turns products with J_N towards what grows most. With all texts and neither turns nor bound it is |J_N e|^2 / |e|^2
-    (equilibrium.md A4.1), which presses on all directions alike. The spectrum stands in the blocks of single tokens, but in fewer steps than
-    tokens a relaxation does not outlive what they hand on, so gains from token to token count as well."""
+    max(gain - arch.jacobian_bound, 0)^2 at the state z (B, T, D). The gain is |J v| of noise by `key`, int64 (1,), of norm 1 at every token,
+    turned by arch.jacobian_turns products towards what grows most; of "token" J holds the blocks of single tokens, where the whole spectrum
+    stands, and v is turned and stretched by J^T, whose modes are the same. With "text", all texts and neither turns nor bound it is
+    |J e|^2 / |e|^2 of all directions alike (equilibrium.md A4.1)."""
     count = max(1, int(cfg.arch.jacobian_share * tokens.shape[0]))
     tokens, z = tokens[:count], z[:count]  # batches are drawn at random: the first texts are as good as any
-    tables, weights = cell_tables(ops, cfg, tokens), capped(ops, q, cfg)
+    tables, single = cell_tables(ops, cfg, tokens), cfg.arch.jacobian_scope == "token"
 
-    def moved(p, v):
-        return ops.pushforward(lambda z: cell(ops, p, cfg, z, tables), [z], [v])[1]
+    def moved(p, state):
+        return own_cell(ops, p, cfg, state, z, tables) if single else cell(ops, p, cfg, state, tables)
 
-    v = ops.reshape(even_noise(ops, (z.shape[0] * z.shape[1], z.shape[2]), key, z), z.shape)
-    v = v / norms(ops, v)[..., None]
-    for _ in range(cfg.arch.jacobian_turns):
-        v = moved(weights, v)
-        v = v / norms(ops, v)[..., None]
+    def along(p, v):
+        return ops.pushforward(lambda state: moved(p, state), [z], [v])[1]
 
+    weights = capped(ops, q, cfg)
+    if single:
+        _, transpose = ops.pullback(lambda state: moved(weights, state), z)
+    after = ops.reshape(even_noise(ops, (z.shape[0] * z.shape[1], z.shape[2]), key, z), z.shape)
+    after = after / norms(ops, after)[..., None]
+    for _ in range(cfg.arch.jacobian_turns + 1):
+        before, after = after, transpose(after)[0] if single else along(weights, after)
+        after = after / norms(ops, after)[..., None]
+    left, right = (before, after) if single else (after, before)
+
+    # The gain is <left, J right>, and its derivative is that of this product with both held.
     def excess(*given):
         p = capped(ops, {**q, **dict(zip(names, given))}, cfg)
-        over = ops.maximum(norms(ops, moved(p, v)) - cfg.arch.jacobian_bound, 0.0)
+        over = ops.maximum(ops.sum(left * along(p, right), -1) - cfg.arch.jacobian_bound, 0.0)
         return ops.mean(over * over)
 
     value, transpose = ops.pullback(excess, *[q[name] for name in names])
