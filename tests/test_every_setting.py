@@ -24,6 +24,7 @@ MEMORIES = {"ngram_order": 3, "ngram_nodes": 1040, "eval_engram_buckets": 64, "e
 LEARNING = {"ttt_scope": "lora", "eval_chunk_tokens": 64}
 MANY = {"num_layers": 4, "train_batch_tokens": 128}
 CHUNK = {"chunk": 8, "embed_dim": 32}
+PRESSED = {"jacobian_bound": 0.0}  # a cell at its start stays within the default bound
 NUDGED = {"gradient": "asym_ep", "nudge_steps": 20}
 LADDER = {"ladder": "0.5,1", "ladder_window": 4, "ladder_gain": 0.9, "iterations": 16, "ladder_end": 0.9, "log_every": 1}
 GRIDS = {"scalar_bits": 6, "scale_steps": 8, "embed_bits": 4, "engram_bits": 2, "engram_buckets": 64}
@@ -127,7 +128,12 @@ CONTEXTS = {
     "arch.nudge_steps": (2, NUDGED),
     "arch.fresh_nudge": ("true", NUDGED),
     "arch.directions": (2, {"gradient": "eligibility", "directions": 1}),
-    "arch.residual_target": (1e-6, {"iterations": 12}),
+    "arch.free_tolerance": (0.05, {}),
+    "arch.jacobian_penalty": (3.0, PRESSED),
+    "arch.jacobian_scope": ("text", PRESSED),
+    "arch.jacobian_turns": (0, PRESSED),
+    "arch.jacobian_share": (1.0, PRESSED),
+    "arch.residual_target": (1e-6, PRESSED | {"iterations": 12}),
 }
 # Settings beside arch.* that only some architectures heed.
 HEEDED_BY = dict.fromkeys(("ladder", "ladder_window", "ladder_gain", "ladder_end"), "spectral_lm")
