@@ -6,6 +6,7 @@ and rho = |J^T a + dL/dz| / |dL/dz| of the adjoint. Texts without a rest are lef
 """
 
 import dataclasses
+import itertools
 import math
 from typing import NamedTuple
 
@@ -181,12 +182,12 @@ def cosines_probe(operator, bench):
 
 def range_of(rows):
     """The largest of the strengths, each before it being good as well, at which a contrast has a cosine of GOOD; 0 where none has."""
-    found = 0.0
-    for row in rows:
-        if not row[4] >= GOOD:
-            break
-        found = row[1]
-    return found
+    return max((row[1] for row in itertools.takewhile(lambda row: row[4] >= GOOD, rows)), default=0.0)
+
+
+def misses(rows, column):
+    """Points of 1 - cosine over a column of the sweeps' rows, above zero for a scale of logarithms."""
+    return [(row[column], max(1.0 - row[4], 1e-16)) for row in rows]
 
 
 def nudge_probe(operator, bench, strengths=STRENGTHS, steps=STEPS, wide=RANGE, many=MANY):
@@ -214,7 +215,7 @@ def nudge_probe(operator, bench, strengths=STRENGTHS, steps=STEPS, wide=RANGE, m
     )
     long = [row for row in rows if row[0] == "steps"]
     lines = [
-        Series("1 - cosine", [(row[2], max(1.0 - row[4], 1e-16)) for row in long], 0),
+        Series("1 - cosine", misses(long, 2), 0),
         Series("rho", [(row[2], row[3]) for row in long], 1),
     ]
     charts = [
@@ -228,16 +229,13 @@ def nudge_probe(operator, bench, strengths=STRENGTHS, steps=STEPS, wide=RANGE, m
         )
     ]
     lines = [
-        Series("1 - cosine", [(row[1], max(1.0 - row[4], 1e-16)) for row in strong], 0),
+        Series("1 - cosine", misses(strong, 1), 0),
         Series("rho", [(row[1], row[3]) for row in strong], 1),
     ]
     charts.append(
         Chart("Strength of the nudge", f"after {FEW} nudged steps", "nudge", "1 - cosine, rho", lines, log_across=True, log_up=True)
     )
-    lines = [
-        Series(label, [(row[1], max(1.0 - row[4], 1e-16)) for row in part], number)
-        for number, (label, part) in enumerate((("about the rest", about), ("tracked", tracked)))
-    ]
+    lines = [Series("about the rest", misses(about, 1), 0), Series("tracked", misses(tracked, 1), 1)]
     charts.append(Chart("Range of the nudge", f"after {many} nudged steps", "nudge", "1 - cosine", lines, log_across=True, log_up=True))
     table = [[*row[:4], digits(row[4]), row[5]] for row in rows]
     return Finding("nudge", "Nudges", words, heads, table, charts, {"sweeps": numbers_of(heads, rows), "rho_adjoint": adjoint.rho})

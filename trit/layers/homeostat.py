@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from trit.layers.equilibrium import capped, cell, cell_tables, deployed, drive, force, own_cell
 from trit.layers.noise import even_noise
-from trit.layers.relaxation import norms, text_norms
+from trit.layers.relaxation import norms, text_residual
 from trit.setting import setting
 
 MOST = 30.0  # times the penalty's weight at first, below which it does not fall: within its bound the penalty presses on nothing anyway
@@ -67,7 +67,7 @@ def deployed_worst(ops, q, cfg, tokens):
         return ops.zeros((), next(iter(q.values()))) - 1.0
     z, p = deployed(ops, q, cfg, tokens), capped(ops, q, cfg)
     pull = force(ops, p, cfg, z, drive(ops, p, cfg, tokens), cell_tables(ops, cfg, tokens))
-    return ops.max(text_norms(ops, pull) / text_norms(ops, z))
+    return ops.max(text_residual(ops, pull, z))
 
 
 def jacobian_gradients(ops, q, cfg, tokens, z, names, key):

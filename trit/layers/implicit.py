@@ -15,7 +15,7 @@ from trit.layers.embed import token_logits
 from trit.layers.equilibrium import capped, cell, cell_tables, deployed, drive, force, own_force
 from trit.layers.newton import newton
 from trit.layers.noise import even_noise
-from trit.layers.relaxation import adapting, residual, stepping, text_norms
+from trit.layers.relaxation import adapting, residual, stepping, text_residual
 from trit.setting import setting
 
 ADAPTIVE_SPAN = (0.003, 0.5)  # step lengths of the adaptive solver
@@ -91,15 +91,14 @@ def transposed(ops, p, cfg, z, tables):
 
 def rho_of(ops, transpose, a, ell):
     """(|J^T a + ell| / |ell|) by text (B,); 0 for a text without a loss."""
-    return text_norms(ops, transpose(a) + ell) / ops.maximum(text_norms(ops, ell), 1e-12)
+    return text_residual(ops, transpose(a) + ell, ell)
 
 
 def solved_adjoint(ops, cfg, transpose, ell):
     """(a, rho (B,), transposed products) of J^T a = -ell, by mixing."""
-    size = ops.maximum(text_norms(ops, ell), 1e-12)
 
     def rho(pull, a):
-        return (text_norms(ops, pull) / size)[:, None] + ops.zeros(a.shape[:2], a)
+        return text_residual(ops, pull, ell)[:, None] + ops.zeros(a.shape[:2], a)
 
     found = anderson(
         ops,

@@ -44,6 +44,11 @@ def residual(ops, pull, z):
     return norms(ops, pull) / norms(ops, z)
 
 
+def text_residual(ops, pull, of):
+    """|pull| / |of| by text (B,), for arrays (B, T, D)."""
+    return text_norms(ops, pull) / ops.maximum(text_norms(ops, of), 1e-12)
+
+
 def measured(ops, measure, pull, z):
     """Residuals (B, T) by `measure(pull, z)`, or those of `residual` where it is None."""
     return residual(ops, pull, z) if measure is None else measure(pull, z)
