@@ -10,6 +10,7 @@ import pytest
 from trit.bundle.evaluate import UNKNOWN, Evaluator
 from trit.bundle.fold import fold
 from trit.bundle.modules import Module
+from trit.bundle.names import analyse
 from trit.bundle.specialise import Flat, Symbol, literal
 
 LITERALS = [
@@ -43,10 +44,11 @@ def program(text):
     """A flat program of all top-level definitions of `text`."""
     flat = Flat({}, {}, "main")
     tree = ast.parse(text)
-    module = Module("toy", "shared", "toy.py", tree, None, {}, {}, {})
+    module = Module("toy", "shared", "toy.py", tree, analyse(tree), {}, {}, {})
     for node in tree.body:
         name = node.targets[0].id if isinstance(node, ast.Assign) else node.name
         flat.symbols[name] = Symbol(name, node, module, name)
+    flat.rebound, flat.misused = module.rebound, {node.id for node in module.values if isinstance(node, ast.Name)}
     return flat
 
 

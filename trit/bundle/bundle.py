@@ -5,21 +5,25 @@ The same inputs give the same bytes.
 """
 
 import ast
+import contextlib
+import functools
+import gc
 import hashlib
 import lzma
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from trit.bundle.cache import Memory, fingerprint, sources_sha256
 from trit.bundle.dialect import lint
-from trit.bundle.emit import minified, readable, strip
-from trit.bundle.fold import fold
+from trit.bundle.emit import minified, readable, strip_symbol
 from trit.bundle.messages import number_messages, table_text
 from trit.bundle.mixing import mixed_file
 from trit.bundle.modules import load
-from trit.bundle.shake import check, join, needed_imports, reachable
+from trit.bundle.names import walk
+from trit.bundle.shake import join, needed_imports, reachable
 from trit.bundle.specialise import flatten
 from trit.bundle.wrap import wrap
-from trit.console import CLOCK_FORMAT, counted, progress
+from trit.console import CLOCK_FORMAT, progress
 
 QUICK_CODECS = ("brotli", "lzma", "zlib")
 ALL_CODECS = (*QUICK_CODECS, "mixing")  # mixing saves a tenth; its file takes some four seconds longer to start
@@ -47,6 +51,9 @@ class Bundle:
         return {"readable": len(self.readable.encode()), "source": len(self.source.encode()), "wrapped": len(self.wrapped)}
 
 
+MEMORY = Memory(Bundle)
+
+
 def bundle(
     config,
     entry="trit.submission",
@@ -56,25 +63,53 @@ def bundle(
     codecs=ALL_CODECS,
     needs_source=None,
     arch_module=None,
+    remember=True,
 ):
     """Build the counted file of a configuration. Raises DialectError with `file:line` where the source breaks a rule.
 
     `library` is "torch" or "mlx"; `root` is the folder that holds the package (this one's by default), `codecs` the compressors the target machine has.
     Without `shake` whole modules are joined, with the reserved names substituted and nothing folded, dropped or shortened.
+    With `remember` a file that was built from the very same inputs is read back; a proof that builds agree does without.
     """
+    root = Path(root or Path(__file__).resolve().parents[2]).resolve()
+    package = entry.partition(".")[0]
+    arch_module = arch_module or f"{package}.models.{config.model.name}"
+    inputs = config, entry, library, shake, tuple(codecs), needs_source, arch_module
+    key = fingerprint(root, package, *inputs)
+    found = MEMORY.get(key) if remember else None
+    if found is None:
+        with collector_off():
+            found = built(config, entry, library, root, shake, codecs, needs_source, arch_module)
+        MEMORY.put(key, found)
+    return found
+
+
+@contextlib.contextmanager
+def collector_off():
+    """Without the collection of cycles, which takes two fifths of a build: syntax trees are many small objects that live together."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def built(config, entry, library, root, shake, codecs, needs_source, arch_module):
+    """`bundle`, from the sources."""
     with progress("bundling", bar_format=CLOCK_FORMAT):
         flat, kept, tree = flat_tree(config, entry, library, root, shake, arch_module)
-        text = readable(tree, flat.entry)
+        text = source = readable(tree, flat.entry)
     if needs_source is None:
         needs_source = uses_source(tree)
-    texts = [text]
     if shake:
         numbered = ast.parse(text)
-        table = number_messages(numbered)
+        text += table_text(number_messages(numbered))
         numbered.body[-1:] = numbered.body[-1].body  # a counted file is only ever run as the program
         with progress("shortening", bar_format=CLOCK_FORMAT):
-            texts, text = minified(ast.unparse(numbered)), text + table_text(table)
-    wrapped, source = smallest(texts, codecs, needs_source)
+            source = minified(numbered)
+    wrapped = smallest(source, codecs, needs_source)
     labels = {name: symbol.label for name, symbol in flat.symbols.items()}
     dropped = [labels[name] for name in flat.symbols if name not in set(kept)]
     return Bundle(source, text, wrapped, [labels[name] for name in kept], dropped, hashlib.sha256(wrapped).hexdigest(), kept)
@@ -82,47 +117,44 @@ def bundle(
 
 def flat_tree(config, entry, library, root, shake, arch_module):
     """(flat program, names of the kept symbols, module tree) of a configuration."""
-    root = Path(root or Path(__file__).resolve().parents[2])
-    arch_module = arch_module or f"{entry.partition('.')[0]}.models.{config.model.name}"
-    flat = flatten(lint(load(entry, library, arch_module, root)), config)
+    sources = sources_sha256(root / entry.partition(".")[0])
+    flat = flatten(linted(entry, library, arch_module, root, sources), config)
     if shake:
-        problems = fold(flat)
-        strip_symbols(flat)
         kept = reachable(flat)
-        check(flat, kept, problems)
     else:
-        strip_symbols(flat)
         kept = list(flat.symbols)
-    tree = ast.fix_missing_locations(
-        join(needed_imports(flat, kept) if shake else flat.imports.values(), [flat.symbols[name].node for name in kept])
-    )
-    return flat, kept, tree
+        for symbol in flat.symbols.values():
+            strip_symbol(symbol)
+    imports = needed_imports(flat, kept) if shake else flat.imports.values()
+    return flat, kept, join(imports, [flat.symbols[name].node for name in kept])
+
+
+@functools.lru_cache(8)
+def linted(entry, library, arch_module, root, sources):
+    """The program of a build, loaded and linted. `sources` is the hash of the package: a changed one is another program."""
+    return lint(load(entry, library, arch_module, root))
 
 
 def shaken_text(config, entry="trit.submission", library="torch", root=None, arch_module=None):
     """The readable form of a configuration's program."""
-    flat, _, tree = flat_tree(config, entry, library, root, True, arch_module)
-    return readable(tree, flat.entry)
+    root = Path(root or Path(__file__).resolve().parents[2]).resolve()
+    with collector_off():
+        flat, _, tree = flat_tree(
+            config, entry, library, root, True, arch_module or f"{entry.partition('.')[0]}.models.{config.model.name}"
+        )
+        return readable(tree, flat.entry)
 
 
-def smallest(texts, codecs, needs_source):
-    """(counted file, text) of the text that packs best. Mixing is slow, so it gets the text that is best without it."""
-    quick = [codec for codec in codecs if codec != "mixing"]
-    builds = [(wrap(text, quick, needs_source), text) for text in counted(texts, "packing the code", len(texts), " forms")]
-    wrapped, source = min(builds, key=lambda build: (len(build[0]), build[0]))
-    mixed = mixed_file(source, needs_source) if "mixing" in codecs else None
-    return (mixed, source) if mixed and len(mixed) < len(wrapped) else (wrapped, source)
-
-
-def strip_symbols(flat):
-    """Strip every symbol, so that annotations neither count as uses nor reach the file."""
-    for symbol in flat.symbols.values():
-        (symbol.node,) = strip(ast.Module([symbol.node], [])).body
+def smallest(text, codecs, needs_source):
+    """The smallest counted file of a text. Mixing is slow to unpack, so it has to be smaller than the others."""
+    wrapped = wrap(text, [codec for codec in codecs if codec != "mixing"], needs_source)
+    mixed = mixed_file(text, needs_source) if "mixing" in codecs else None
+    return mixed if mixed and len(mixed) < len(wrapped) else wrapped
 
 
 def uses_source(tree):
     """True when the file imports triton or reads `torch.compile`: their machinery asks for source lines."""
-    for node in ast.walk(tree):
+    for node in walk(tree):
         if isinstance(node, ast.Import) and any(alias.name.partition(".")[0] == "triton" for alias in node.names):
             return True
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "triton":

@@ -7,7 +7,7 @@ import ast
 from pathlib import Path
 
 from trit.bundle.modules import BUILTINS, RESERVED, DialectError, load, reserved_positions
-from trit.bundle.names import arguments, import_binding
+from trit.bundle.names import arguments, children, import_binding
 
 BANNED_NAMES = ("__file__", "globals", "locals", "vars", "eval", "exec", "__import__", "__builtins__", "__spec__", "__doc__")
 PURE_BUILTINS = ("frozenset", "set", "dict", "tuple", "list", "float", "int", "bytes", "range", "len", "ord", "slice", "min", "max", "sum")
@@ -26,8 +26,8 @@ def lint(program):
         for statement in module.tree.body:
             check_top_level(program, module, statement)
         check_names(program, module)
-        parents = {child: node for node in ast.walk(module.tree) for child in ast.iter_child_nodes(node)}
-        for node in ast.walk(module.tree):
+        parents = {child: node for node in module.nodes for child in children(node)}
+        for node in module.nodes:
             check_node(program, module, node, parents)
     check_together(program)
     return program
@@ -124,7 +124,7 @@ def check_names(program, module):
                     function, f"`{function.name}` gives a reserved name a default; pass it by position, before parameters with defaults"
                 )
             allowed[function] = {arg for arg in function.args.posonlyargs + function.args.args if arg.arg in RESERVED}
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         if isinstance(node, ast.arg) and node.arg in RESERVED and not any(node in args for args in allowed.values()):
             raise module.error(
                 node,

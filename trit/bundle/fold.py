@@ -1,48 +1,104 @@
 """Fold what is certain and delete what cannot run: constants, branches, look-ups, unused locals.
 
-In: the flat program. Out: the same symbols, folded in place; a symbol that folding would break carries a `problem`, raised if it is kept.
-A fold is done only where it cannot change a result: operands that could have an effect or fail stay.
+In: the flat program. Out: symbols folded in place, each when it is asked for; one that folding would break carries a problem, raised if it
+is kept. A fold is done only where it cannot change a result: operands that could have an effect or fail stay.
 """
 
 import ast
 
 from trit.bundle.evaluate import UNKNOWN, Evaluator
 from trit.bundle.folder import Folder
-from trit.bundle.names import analyse
+from trit.bundle.names import analyse, children, walk
 
 ROUNDS = 30
 LOCAL_YIELD = (ast.FunctionDef, ast.Lambda, ast.ClassDef, ast.GeneratorExp)
+MAY_VANISH = (ast.Assign, ast.AnnAssign, ast.Assert, ast.FunctionDef, ast.Pass)
 
 
 def fold(flat):
     """Fold every symbol of a flat program in place; returns {symbol: DialectError} for those that folding would change."""
-    constants, tables = top_level_constants(flat)
-    problems, answers = {}, {}
-    while True:
-        for symbol in flat.symbols.values():
-            problem = fold_symbol(symbol, set(flat.symbols), constants, tables, answers)
-            if problem:
-                problems.setdefault(symbol.name, problem)
-        found = constant_functions(flat)
-        if found == answers:
-            return problems
-        answers = found
+    folding = Folding(flat)
+    folding.settle(lambda: list(flat.symbols))
+    return folding.problems
 
 
-def constant_functions(flat):
-    """{name: (number of arguments, node of the constant)} of functions that only return one, such as a question about the settings."""
-    rebound = {name for symbol in flat.symbols.values() for scope in analyse(wrap(symbol.node)).scopes for name in scope.global_names}
-    found = {}
-    for name, symbol in flat.symbols.items():
-        node = symbol.node
-        if not isinstance(node, ast.FunctionDef) or node.decorator_list or name in rebound:
-            continue
-        body = [statement for statement in node.body if not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant))]
-        a = node.args
-        plain = not (a.vararg or a.kwarg or a.kwonlyargs or a.defaults)
-        if plain and len(body) == 1 and isinstance(body[0], ast.Return) and isinstance(body[0].value, ast.Constant):
-            found[name] = (len(a.posonlyargs) + len(a.args), body[0].value.value)
-    return found
+class Folding:
+    """Folds the symbols of a flat program, each once, when it is asked for, and again only where a function that it calls turned out to
+    return a constant. `answers` is {name: (number of arguments, value)} of such functions, `problems` {symbol: DialectError}, `loads`
+    {symbol: names of globals that it reads}. `finish(symbol)` changes a folded symbol further; True where that changes names."""
+
+    def __init__(self, flat, finish=lambda symbol: False):
+        self.flat, self.finish, self.problems, self.answers = flat, finish, {}, {}
+        self.constants, self.tables = top_level_constants(flat)
+        self.loads, self.asked, self.running = {}, {}, set()
+
+    def settle(self, wanted):
+        """Fold the symbols that `wanted()` lists until no answer is new to one of them; returns the last list."""
+        while True:
+            names = wanted()
+            for name in names:
+                self.fold(name)
+            stale = [name for name in names if self.known_calls(name) != self.asked[name]]
+            if not stale:
+                return names
+            for name in stale:
+                self.fold_again(name)
+
+    def fold(self, name):
+        """Fold a symbol, after the functions it names whose answer it could use."""
+        if name not in self.loads and name not in self.running:
+            self.running.add(name)
+            names = analyse(wrap(self.flat.symbols[name].node))
+            for called in names.global_loads():
+                if called in self.flat.symbols and could_be_constant(self.flat.symbols[called].statement):
+                    self.fold(called)
+            self.fold_again(name, names)
+            self.running.remove(name)
+
+    def fold_again(self, name, names=None):
+        """Fold a symbol with the answers there are."""
+        symbol = self.flat.symbols[name]
+        problem, names = fold_symbol(symbol, self, names)
+        if self.finish(symbol):
+            names = analyse(wrap(symbol.node))
+        if problem:
+            self.problems.setdefault(name, problem)
+        if name not in self.flat.rebound and (answer := constant_answer(symbol.node)):
+            self.answers[name] = answer
+        self.loads[name] = names.global_loads()
+        self.asked[name] = self.known_calls(name)
+
+    def known_calls(self, name):
+        """Functions with an answer that a symbol reads still: those whose call could not be replaced."""
+        return self.loads[name] & self.answers.keys()
+
+
+def could_be_constant(statement):
+    """False for a function that no folding can turn into one that only returns a constant: something that stays comes first."""
+    if not isinstance(statement, ast.FunctionDef) or not plain_signature(statement):
+        return False
+    for part in statement.body:
+        if isinstance(part, (ast.If, ast.While, ast.For, ast.Return)):
+            return True
+        if not isinstance(part, MAY_VANISH) and not (isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant)):
+            return False
+    return False
+
+
+def plain_signature(function):
+    """True for a function without decorators, defaults and collecting parameters."""
+    a = function.args
+    return not (function.decorator_list or a.vararg or a.kwarg or a.kwonlyargs or a.defaults)
+
+
+def constant_answer(node):
+    """(number of arguments, value) of a function that only returns a constant, such as a question about the settings; else None."""
+    if not isinstance(node, ast.FunctionDef) or not plain_signature(node):
+        return None
+    body = [statement for statement in node.body if not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant))]
+    if len(body) == 1 and isinstance(body[0], ast.Return) and isinstance(body[0].value, ast.Constant):
+        return len(node.args.posonlyargs) + len(node.args.args), body[0].value.value
+    return None
 
 
 def wrap(node):
@@ -50,30 +106,31 @@ def wrap(node):
     return ast.Module(body=[node], type_ignores=[])
 
 
-def fold_symbol(symbol, top_names, constants, tables, answers):
-    """Fold one definition to a fixed point. Returns a DialectError if a name would change its meaning."""
+def fold_symbol(symbol, folding, names=None):
+    """Fold one definition to a fixed point. Returns (DialectError if a name would change its meaning, the names as they are then)."""
     node = symbol.node
-    before = analyse(wrap(node))
-    generators = [f for f in ast.walk(node) if isinstance(f, ast.FunctionDef) and has_yield(f)]
-    last = None
+    before = names = names or analyse(wrap(node))
+    generators = [part for part in walk(node) if isinstance(part, ast.FunctionDef) and has_yield(part)]
+    lost = []
     for _ in range(ROUNDS):
-        text = ast.dump(node)
-        if text == last:
+        folder = Folder(names, folding)
+        folder.visit(node)
+        if not folder.changed:
             break
-        last = text
-        Folder(settled(analyse(wrap(node)), before), top_names, constants, tables, answers).visit(node)
-        ast.fix_missing_locations(node)
-    alive = set(ast.walk(node))
+        names = analyse(wrap(node))
+        lost = strayed(names, before)
+        for name in lost:  # at their first home, so that no round folds them by their new meaning
+            names.homes[name] = before.homes[name]
+    alive = set(walk(node)) if generators else ()
     for function in generators:
         if function in alive and not has_yield(function):
-            lost = ast.If(ast.Constant(False), [ast.Expr(ast.Yield())], [])
-            function.body.append(ast.fix_missing_locations(ast.copy_location(lost, function)))
-    for name in strayed(analyse(wrap(node)), before):
+            kept = ast.If(ast.Constant(False), [ast.Expr(ast.Yield())], [])
+            function.body.append(kept)
+    for name in lost:
         if isinstance(name.ctx, ast.Load):
-            return symbol.module.error(
-                name, f"`{name.id}` is assigned only in a branch that folds away, yet it is read here; assign it before the branch"
-            )
-    return None
+            message = f"`{name.id}` is assigned only in a branch that folds away, yet it is read here; assign it before the branch"
+            return symbol.module.error(name, message), names
+    return None, names
 
 
 def strayed(names, before):
@@ -81,13 +138,6 @@ def strayed(names, before):
     return [
         name for name, home in names.homes.items() if (old := before.homes.get(name)) is not None and old.node is not (home and home.node)
     ]
-
-
-def settled(names, before):
-    """The same names with strayed ones at their first home, so that no round folds them by their new meaning."""
-    for name in strayed(names, before):
-        names.homes[name] = before.homes[name]
-    return names
 
 
 def has_yield(function):
@@ -98,35 +148,22 @@ def has_yield(function):
         if isinstance(node, (ast.Yield, ast.YieldFrom)):
             return True
         if not isinstance(node, LOCAL_YIELD):
-            stack.extend(ast.iter_child_nodes(node))
+            stack += children(node)
     return False
 
 
 def top_level_constants(flat):
     """Values of top-level constants that nothing rebinds, and the literal dictionaries that are only ever looked up."""
-    rebound, misused = set(), set()
-    for symbol in flat.symbols.values():
-        names = analyse(wrap(symbol.node))
-        for scope in names.scopes:
-            rebound |= scope.global_names
-        lookups = set()
-        for node in ast.walk(symbol.node):
-            if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):
-                lookups.add(node.value)
-            elif isinstance(node, ast.Compare):
-                lookups.update(n for n, op in zip(node.comparators, node.ops, strict=True) if isinstance(op, (ast.In, ast.NotIn)))
-            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get":
-                lookups.add(node.func.value)
-        misused |= {node.id for node in names.homes if isinstance(node.ctx, ast.Load) and names.is_global(node) and node not in lookups}
     constants, tables = {}, {}
     evaluator = Evaluator(lambda node: constants.get(node.id, UNKNOWN), lambda node: node.id not in flat.symbols)
-    for symbol in flat.symbols.values():
-        if isinstance(symbol.node, (ast.Assign, ast.AnnAssign)) and symbol.name not in rebound:
-            value = evaluator(symbol.node.value)
+    for name, symbol in flat.symbols.items():
+        if isinstance(symbol.statement, (ast.Assign, ast.AnnAssign)) and name not in flat.rebound:
+            found = symbol.node.value
+            value = evaluator(found)
             if value is not UNKNOWN:
-                constants[symbol.name] = value
-            elif isinstance(symbol.node.value, ast.Dict) and symbol.name not in misused and None not in symbol.node.value.keys:
-                keys, values = evaluator.all(symbol.node.value.keys), evaluator.all(symbol.node.value.values)
+                constants[name] = value
+            elif isinstance(found, ast.Dict) and name not in flat.misused and None not in found.keys:
+                keys, values = evaluator.all(found.keys), evaluator.all(found.values)
                 if keys is not UNKNOWN and values is not UNKNOWN:
-                    tables[symbol.name] = dict(zip(keys, values, strict=True))
+                    tables[name] = dict(zip(keys, values, strict=True))
     return constants, tables

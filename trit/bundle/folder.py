@@ -4,37 +4,48 @@ In: the definition's names, the top-level constants and tables. Out: the tree, c
 """
 
 import ast
+import functools
 import re
 
 from trit.bundle.evaluate import UNKNOWN, Evaluator, assigned_name, effect_free, safe_test
 from trit.bundle.modules import BUILTINS
-from trit.bundle.names import FUNCTIONS, arguments
+from trit.bundle.names import FUNCTIONS, arguments, child_fields, walk
 from trit.bundle.specialise import literal
 
 SHORT = 3
 FORMAT = re.compile(r"^[<>^]?0?\d{0,2}(\.\d{1,2})?[dsfxe]?$")
 ENDINGS = (ast.Return, ast.Raise, ast.Continue, ast.Break)
+BLOCKS = (ast.stmt, ast.ExceptHandler, ast.match_case)
+SETTLED = (ast.Constant, ast.Name, ast.JoinedStr)
 
 
-class Folder(ast.NodeTransformer):
-    """One round over one top-level definition."""
+def same(one, other):
+    """True for two literals that read alike: constants of one type and value, their negatives, tuples of such."""
+    if one.__class__ is not other.__class__:
+        return False
+    if isinstance(one, ast.Constant):
+        return one.value.__class__ is other.value.__class__ and repr(one.value) == repr(other.value)
+    if isinstance(one, ast.UnaryOp):
+        return one.op.__class__ is other.op.__class__ and same(one.operand, other.operand)
+    return isinstance(one, ast.Tuple) and len(one.elts) == len(other.elts) and all(map(same, one.elts, other.elts))
 
-    def __init__(self, names, top_names, constants, tables, answers):
-        self.names, self.top_names, self.constants, self.tables, self.answers = names, top_names, constants, tables, answers
+
+class Folder:
+    """One round over one top-level definition; `changed` says whether it found anything to fold."""
+
+    def __init__(self, names, folding):
+        self.names, self.top_names = names, folding.flat.symbols
+        self.constants, self.tables, self.answers = folding.constants, folding.tables, folding.answers
         self.evaluate = Evaluator(self.value_of_name, self.is_builtin)
-        self.known, self.unused, self.single, self.deleted = {}, set(), set(), set()
+        self.known, self.unused, self.single, self.deleted, self.changed = {}, set(), set(), set(), False
+        self.scopes = {scope.node: scope for scope in names.scopes}
         self.study_locals()
-        self.looped = self.loop_variables()
 
     def value_of_name(self, node):
         home = self.names.homes.get(node, UNKNOWN)
-        return (
-            UNKNOWN
-            if home is UNKNOWN
-            else self.constants.get(node.id, UNKNOWN)
-            if home is None
-            else self.known.get((home, node.id), UNKNOWN)
-        )
+        if home is UNKNOWN:
+            return UNKNOWN
+        return self.constants.get(node.id, UNKNOWN) if home is None else self.known.get((home, node.id), UNKNOWN)
 
     def is_builtin(self, node):
         return self.names.is_global(node) and node.id in BUILTINS and node.id not in self.top_names
@@ -43,36 +54,40 @@ class Folder(ast.NodeTransformer):
         """Globals, and parameters and a loop's own variables that nothing deletes, surely have a value; another local may be read before
         it is assigned."""
         home = self.names.homes.get(node, UNKNOWN)
-        if home is None or home is UNKNOWN or node in self.looped:
-            return home is not UNKNOWN
-        return isinstance(home.node, FUNCTIONS) and node.id in {arg.arg for arg in arguments(home.node)} and node.id not in self.deleted
+        if home is None or home is UNKNOWN:
+            return home is None
+        if isinstance(home.node, FUNCTIONS) and node.id not in self.deleted and node.id in {arg.arg for arg in arguments(home.node)}:
+            return True
+        return node in self.looped
 
     def effect_free(self, node):
         return effect_free(node, self.is_bound)
 
-    def loop_variables(self):
+    @functools.cached_property
+    def looped(self):
         """Nodes that read a variable inside the loop that sets it, where nothing takes it away again."""
-        found = set()
-        for scope in self.names.scopes:
-            nodes = list(ast.walk(scope.node))
-            handled = {node.name for node in nodes if isinstance(node, ast.ExceptHandler)}
-            for loop in nodes:
-                if isinstance(loop, ast.For):
-                    homes = {node.id: self.names.homes.get(node) for node in ast.walk(loop.target) if isinstance(node, ast.Name)}
-                    found |= {
-                        node
-                        for statement in loop.body
-                        for node in ast.walk(statement)
-                        if isinstance(node, ast.Name)
-                        and node.id in homes.keys() - handled - self.deleted
-                        and homes[node.id] is not None
-                        and self.names.homes.get(node) is homes[node.id]
-                    }
+        found, handled = set(), {}
+        for scope, handler in self.names.handlers:
+            while scope:
+                handled.setdefault(scope, set()).add(handler.name)
+                scope = scope.parent
+        for scope, loop in self.names.loops:
+            homes = {node.id: self.names.homes.get(node) for node in walk(loop.target) if isinstance(node, ast.Name)}
+            ours = homes.keys() - handled.get(scope, set()) - self.deleted
+            found |= {
+                node
+                for statement in loop.body
+                for node in walk(statement)
+                if isinstance(node, ast.Name)
+                and node.id in ours
+                and homes[node.id] is not None
+                and self.names.homes.get(node) is homes[node.id]
+            }
         return found
 
     def study_locals(self):
         """Locals that are one literal for their whole life, and locals that nothing reads."""
-        order, stores, loads, blocked = {}, {}, {}, set()
+        order, stores, loads = {}, {}, {}
         for position, (node, home) in enumerate(self.names.homes.items()):
             order[node] = position
             if home is not None:
@@ -80,20 +95,17 @@ class Folder(ast.NodeTransformer):
                 group.setdefault((home, node.id), []).append(node)
                 if isinstance(node.ctx, ast.Del):
                     self.deleted.add(node.id)
-        blocked |= self.deleted
+        blocked = self.deleted | self.names.augmented
         for scope in self.names.scopes:
             blocked |= scope.nonlocal_names
         for scope in self.names.scopes:
             if scope.kind != "function":
                 continue
-            for node in ast.walk(scope.node):
-                if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
-                    blocked.add(node.target.id)
             self.unused |= {(scope, name) for name in scope.bound if name not in blocked and (scope, name) not in loads}
             for statement in scope.node.body if isinstance(scope.node, ast.FunctionDef) else ():
                 target = assigned_name(statement)
                 key = (scope, getattr(target, "id", None))
-                if target is None or key[1] in blocked | scope.otherwise_bound or stores.get(key) != [target]:
+                if target is None or key[1] in blocked or key[1] in scope.otherwise_bound or stores.get(key) != [target]:
                     continue
                 value = self.evaluate(statement.value)
                 if value is not UNKNOWN and all(order[node] > order[target] for node in loads.get(key, ())):
@@ -101,16 +113,53 @@ class Folder(ast.NodeTransformer):
                     if len(loads.get(key, ())) == 1:
                         self.single.add(key)
 
-    # Expressions
-
     def visit(self, node):
-        node = super().visit(node)
-        if isinstance(node, ast.expr) and not isinstance(node, (ast.Constant, ast.Name, ast.JoinedStr)):
-            value = self.evaluate(node)
-            new = None if value is UNKNOWN else literal(value)
-            if new and (value is None or isinstance(value, bool) or len(ast.unparse(new)) <= len(ast.unparse(node))):
-                return ast.fix_missing_locations(ast.copy_location(new, node))
-        return node
+        """The node that takes the place of `node`: itself, another, a list of statements, or None."""
+        method = METHODS.get(node.__class__)
+        new = method(self, node) if method else self.generic_visit(node)
+        if isinstance(new, ast.expr) and new.__class__ not in SETTLED:
+            value = self.evaluate(new)
+            short = None if value is UNKNOWN else literal(value)
+            if (
+                short
+                and not same(short, new)
+                and (value is None or isinstance(value, bool) or len(ast.unparse(short)) <= len(ast.unparse(new)))
+            ):
+                new = ast.copy_location(short, new)
+        if new is not node:
+            self.changed = True
+        return new
+
+    def visit_children(self, node, skipped=None):
+        """Visit the children of a node but those of one field, in place."""
+        for name in child_fields(node.__class__):
+            value = getattr(node, name, None)
+            if name == skipped or value is None:
+                continue
+            if isinstance(value, list):
+                setattr(node, name, self.visit_list(value))
+            elif isinstance(value, ast.AST) and (new := self.visit(value)) is not value:
+                setattr(node, name, new)
+
+    def visit_list(self, items):
+        """The list that takes the place of a list of nodes, None and plain values."""
+        found = []
+        for item in items:
+            new = self.visit(item) if isinstance(item, ast.AST) else item
+            if isinstance(new, list):
+                found += new
+            elif new is not None or item is None:
+                found.append(new)
+        return found
+
+    def put(self, node, field, value):
+        """Set a field of a node, noting whether that changes it."""
+        old = getattr(node, field)
+        if old != value if isinstance(value, list) else old is not value:
+            setattr(node, field, value)
+            self.changed = True
+
+    # Expressions
 
     def visit_Name(self, node):
         home = self.names.homes.get(node)
@@ -123,21 +172,11 @@ class Folder(ast.NodeTransformer):
 
     def children_but(self, node, field):
         """Visit all children but a name in `field`, where a literal would be odd (`3(x)`, `3[0]`, `3.real`)."""
-        kept = getattr(node, field)
-        if isinstance(kept, ast.Name):
-            self.generic_visit_fields(node, field)
+        if isinstance(getattr(node, field), ast.Name):
+            self.visit_children(node, field)
         else:
-            self.generic_visit(node)
+            self.visit_children(node)
         return node
-
-    def generic_visit_fields(self, node, skipped):
-        for name, value in ast.iter_fields(node):
-            if name == skipped:
-                continue
-            if isinstance(value, ast.AST):
-                setattr(node, name, self.visit(value))
-            elif isinstance(value, list):
-                setattr(node, name, [self.visit(item) if isinstance(item, ast.AST) else item for item in value])
 
     def visit_Attribute(self, node):
         return self.children_but(node, "value")
@@ -184,7 +223,7 @@ class Folder(ast.NodeTransformer):
 
     def visit_BoolOp(self, node):
         """Drop operands that cannot be the result and cannot stop the evaluation; cut after one that always stops it."""
-        self.generic_visit(node)
+        self.visit_children(node)
         deciding, values = isinstance(node.op, ast.Or), []
         for part in node.values:
             value = self.evaluate(part)
@@ -193,14 +232,15 @@ class Folder(ast.NodeTransformer):
                 break
             if value is UNKNOWN or part is node.values[-1]:
                 values.append(part)
-        node.values = values
+        self.put(node, "values", values)
         return node if len(values) > 1 else values[0]
 
     def visit_IfExp(self, node):
-        node.test, known = self.condition(node.test)
+        test, known = self.condition(node.test)
+        self.put(node, "test", test)
         if known is not UNKNOWN:
             return self.visit(node.body if known else node.orelse)
-        return self.generic_visit(node)
+        return self.generic_visit(node, "test")
 
     def visit_JoinedStr(self, node):
         node = self.join(node)
@@ -217,12 +257,14 @@ class Folder(ast.NodeTransformer):
                 parts[-1] = ast.Constant(parts[-1].value + text)
             elif text:
                 parts.append(ast.Constant(text))
-        node.values = parts or [ast.Constant("")]
+        parts = parts or [ast.Constant("")]
+        if len(parts) != len(node.values) or not all(old is new or same(old, new) for old, new in zip(node.values, parts, strict=True)):
+            self.put(node, "values", parts)
         return node
 
     def formatted(self, part):
         """The text of one known `{value}`; None leaves it."""
-        part.value = self.visit(part.value)
+        self.put(part, "value", self.visit(part.value))
         spec = self.join(part.format_spec) if part.format_spec else None
         value = self.evaluate(part.value)
         if value is UNKNOWN or type(value) is tuple or part.conversion not in (-1, 114, 115):
@@ -236,9 +278,9 @@ class Folder(ast.NodeTransformer):
             return None
 
     def visit_comprehension(self, node):
-        self.generic_visit(node)
+        self.visit_children(node)
         tests = [self.condition(test) for test in node.ifs]
-        node.ifs = [test for test, known in tests if known is UNKNOWN or not known]
+        self.put(node, "ifs", [test for test, known in tests if known is UNKNOWN or not known])
         return node
 
     # Statements
@@ -252,7 +294,7 @@ class Folder(ast.NodeTransformer):
     def truth(self, node):
         """Simplify an expression of which only the truth matters."""
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-            node.operand = self.truth(node.operand)
+            self.put(node, "operand", self.truth(node.operand))
         elif isinstance(node, ast.BoolOp):
             deciding, values = isinstance(node.op, ast.Or), []
             for part in map(self.truth, node.values):
@@ -266,46 +308,42 @@ class Folder(ast.NodeTransformer):
                     values.append(part)
             if len(values) < 2:
                 return values[0] if values else ast.copy_location(ast.Constant(not deciding), node)
-            node.values = values
+            self.put(node, "values", values)
         return node
 
-    def generic_visit(self, node):
-        super().generic_visit(node)
-        for name in ("body", "orelse", "finalbody"):
-            block = getattr(node, name, None)
-            if isinstance(block, list):
-                ends = [index for index, statement in enumerate(block) if isinstance(statement, ENDINGS)]
-                setattr(node, name, block[: ends[0] + 1] if ends else block)
+    def generic_visit(self, node, skipped=None):
+        """Visit the children but those of one field; cut a block after what ends it, and fill an empty one."""
+        self.visit_children(node, skipped)
+        for name in ("body", "orelse", "finalbody") if isinstance(node, BLOCKS) else ():
+            block = getattr(node, name, ())
+            ends = [index for index, statement in enumerate(block) if isinstance(statement, ENDINGS)]
+            if ends and ends[0] + 1 < len(block):
+                self.put(node, name, block[: ends[0] + 1])
         if getattr(node, "body", None) == []:
             node.body = [ast.copy_location(ast.Pass(), node)]
         return node
 
-    def block(self, statements):
-        """Visit statements that move into the block around them."""
-        found = []
-        for statement in statements:
-            new = self.visit(statement)
-            found += new if isinstance(new, list) else [] if new is None else [new]
-        return found
-
     def visit_If(self, node):
-        node.test, known = self.condition(node.test)
+        test, known = self.condition(node.test)
+        self.put(node, "test", test)
         if known is not UNKNOWN:
-            return self.block(node.body if known else node.orelse)
-        self.generic_visit(node)
+            return self.visit_list(node.body if known else node.orelse)
+        self.generic_visit(node, "test")
         if all(isinstance(statement, ast.Pass) for statement in node.body):
             if node.orelse:
                 node.test, node.body, node.orelse = ast.copy_location(ast.UnaryOp(ast.Not(), node.test), node.test), node.orelse, []
+                self.changed = True
             elif safe_test(node.test, self.is_bound):
                 return None
         return node
 
     def visit_While(self, node):
-        node.test, known = self.condition(node.test)
-        return self.block(node.orelse) if known is False else self.generic_visit(node)
+        test, known = self.condition(node.test)
+        self.put(node, "test", test)
+        return self.visit_list(node.orelse) if known is False else self.generic_visit(node, "test")
 
     def visit_For(self, node):
-        node.iter = self.visit(node.iter)
+        self.put(node, "iter", self.visit(node.iter))
         source, empty = node.iter, self.evaluate(node.iter) == ()
         if (
             isinstance(source, ast.Call)
@@ -315,29 +353,32 @@ class Folder(ast.NodeTransformer):
         ):
             edges = UNKNOWN if source.keywords or len(source.args) > 2 else self.evaluate.all(source.args)
             empty = edges is not UNKNOWN and all(type(edge) is int for edge in edges) and not range(*edges) and len(edges) > 0
-        return self.block(node.orelse) if empty else self.generic_visit(node)
+        return self.visit_list(node.orelse) if empty else self.generic_visit(node, "iter")
 
     def visit_Assert(self, node):
-        node.test, known = self.condition(node.test)
-        return None if known is True else self.generic_visit(node)
+        test, known = self.condition(node.test)
+        self.put(node, "test", test)
+        return None if known is True else self.generic_visit(node, "test")
 
     def visit_Assign(self, node):
         target = assigned_name(node)
-        self.generic_visit(node)
+        self.visit_children(node)
         return None if target and self.drop(target, target.id) and self.effect_free(node.value) else node
 
     def visit_AnnAssign(self, node):
         target = assigned_name(node)
         if node.value:
-            node.value = self.visit(node.value)
+            self.put(node, "value", self.visit(node.value))
         return None if target and self.drop(target, target.id) and self.effect_free(node.value) else node
 
     def visit_FunctionDef(self, node):
         defaults = [default for default in node.args.defaults + node.args.kw_defaults if default]
-        scope = next(scope for scope in self.names.scopes if scope.node is node)
-        if (scope.parent, node.name) in self.unused and not node.decorator_list and all(map(self.effect_free, defaults)):
+        if (self.scopes[node].parent, node.name) in self.unused and not node.decorator_list and all(map(self.effect_free, defaults)):
             return None
         return self.generic_visit(node)
 
     def drop(self, target, name):
         return (self.names.homes.get(target), name) in self.unused
+
+
+METHODS = {getattr(ast, name[6:]): method for name, method in vars(Folder).items() if name.startswith("visit_") and hasattr(ast, name[6:])}

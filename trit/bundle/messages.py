@@ -8,7 +8,7 @@ Replaced are messages that only read: f-strings and strings whose parts are name
 import ast
 
 from trit.bundle.modules import BUILTINS
-from trit.bundle.names import analyse, identifiers
+from trit.bundle.names import analyse, identifiers, walk
 
 PLAIN_ERRORS = (
     "ArithmeticError", "AssertionError", "EOFError", "FileNotFoundError", "FloatingPointError", "IndexError", "KeyError", "LookupError",
@@ -26,7 +26,7 @@ QUIET_NODES = (
 
 def number_messages(tree):
     """[(number, function, kind, message)] of the messages that were replaced by their numbers, in place. Empty where a handler may look."""
-    if identifiers(tree) & set(INSPECTORS) or any(map(looks_at_error, ast.walk(tree))):
+    if identifiers(tree) & set(INSPECTORS) or any(map(looks_at_error, nodes := walk(tree))):
         return []
     names, top = analyse(tree), {node.name: node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
     rebound = {node.id for node in names.homes if isinstance(node.ctx, ast.Store)}
@@ -34,7 +34,7 @@ def number_messages(tree):
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and is_plain_error(node, kinds):
             kinds.add(node.name)
-    methods = {part.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for part in node.body if hasattr(part, "name")}
+    methods = {part.name for node in nodes if isinstance(node, ast.ClassDef) for part in node.body if hasattr(part, "name")}
 
     def is_quiet(node):
         """True for a node of an expression that reads and computes, and can do nothing else short of failing."""
@@ -48,7 +48,7 @@ def number_messages(tree):
     ensurers = {name: kind for name, node in top.items() if name not in rebound and (kind := ensured_kind(node, kinds, names))}
     table = []
     for function in tree.body:
-        for node in ast.walk(function):
+        for node in walk(function):
             if isinstance(node, ast.Raise):
                 call, kind, place = node.exc, getattr(getattr(node.exc, "func", None), "id", None), 0
                 found = isinstance(call, ast.Call) and kind in kinds

@@ -6,10 +6,11 @@ Import statements are checked here, because following them needs the checks; eve
 
 import ast
 import builtins
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-from trit.bundle.names import Names, analyse, import_binding
+from trit.bundle.names import Names, analyse, identifiers, import_binding, walk
 
 RESERVED = ("cfg", "ops", "arch", "library")
 BUILTINS = frozenset(dir(builtins))
@@ -32,6 +33,36 @@ class Module:
     imports: dict
     externals: dict
     symbols: dict
+
+    @functools.cached_property
+    def nodes(self):
+        """Every node of the file."""
+        return walk(self.tree)
+
+    @functools.cached_property
+    def identifiers(self):
+        """Every identifier that occurs in the file."""
+        return identifiers(self.tree)
+
+    @functools.cached_property
+    def rebound(self):
+        """Names that a `global` statement lets a function bind."""
+        return set().union(*(scope.global_names for scope in self.names.scopes))
+
+    @functools.cached_property
+    def values(self):
+        """Names and attributes (the nodes) that are used as a value: read, and not only looked up or searched."""
+        lookups = set()
+        for node in self.nodes:
+            if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):
+                lookups.add(node.value)
+            elif isinstance(node, ast.Compare):
+                lookups.update(n for n, op in zip(node.comparators, node.ops, strict=True) if isinstance(op, (ast.In, ast.NotIn)))
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get":
+                lookups.add(node.func.value)
+        names = [node for node in self.names.homes if isinstance(node.ctx, ast.Load) and self.names.is_global(node)]
+        attributes = [node for node in self.nodes if isinstance(node, ast.Attribute) and getattr(node.value, "id", None) in RESERVED]
+        return [node for node in names + attributes if node not in lookups]
 
     def error(self, node, message):
         """A DialectError that points at `node`."""
@@ -95,7 +126,7 @@ def load(entry, library, arch_module, root):
         module = read(name, role, root, importer, node, package)
         active.append(name)
         for local, (source, symbol) in module.imports.items():
-            line = next(n for n in ast.walk(module.tree) if isinstance(n, ast.ImportFrom) and n.module == source)
+            line = next(n for n in module.tree.body if isinstance(n, ast.ImportFrom) and n.module == source)
             check_layer(module, line, source, package, roles)
             visit(source, module, line)
             if symbol not in loaded[source].symbols:
@@ -128,13 +159,18 @@ def read(name, role, root, importer, node, package):
     if path is None:
         message = f"there is no module {name} under {root}"
         raise importer.error(node, message) if importer else DialectError(message)
-    shown = path.relative_to(root).as_posix()
+    return parsed(name, role, path.relative_to(root).as_posix(), path.read_text(encoding="utf-8"), package)
+
+
+@functools.lru_cache(512)
+def parsed(name, role, shown, text, package):
+    """The module of a file's text. Nothing changes a module, so builds share it."""
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"), shown)
+        tree = ast.parse(text, shown)
     except SyntaxError as error:
         raise DialectError(f"{shown}:{error.lineno}: is not valid Python: {error.msg}") from None
     module = Module(name, role, shown, tree, analyse(tree), {}, {}, {})
-    for statement in ast.walk(tree):
+    for statement in module.nodes:
         if isinstance(statement, (ast.Import, ast.ImportFrom)):
             read_import(module, statement, statement in tree.body, package)
     for statement in tree.body:

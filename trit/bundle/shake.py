@@ -5,35 +5,46 @@ In: a flat program. Out: the names of the kept symbols and the import statements
 
 import ast
 
+from trit.bundle.emit import strip_symbol
+from trit.bundle.fold import Folding
 from trit.bundle.modules import BUILTINS
 from trit.bundle.names import global_loads
 
 
 def reachable(flat):
-    """Names of the symbols that the entry needs, in file order."""
+    """Names of the symbols that the entry needs, in file order, each folded and stripped. Raises the DialectError of one that folding
+    broke, or that reads a name nothing defines."""
+    folding = Folding(flat, strip_symbol)
+    kept = set(folding.settle(lambda: closure(flat, folding)))
+    kept = [name for name in flat.symbols if name in kept]
+    check(flat, folding, kept)
+    return kept
+
+
+def closure(flat, folding):
+    """Names of the symbols that the entry reaches, folding each on the way."""
     kept, waiting = set(), [flat.entry]
     while waiting:
         name = waiting.pop()
-        if name in kept or name not in flat.symbols:
-            continue
-        kept.add(name)
-        waiting.extend(global_loads([flat.symbols[name].node]))
-    return [name for name in flat.symbols if name in kept]
+        if name not in kept and name in flat.symbols:
+            kept.add(name)
+            folding.fold(name)
+            waiting += folding.loads[name]
+    return list(kept)
 
 
-def check(flat, kept, problems):
+def check(flat, folding, kept):
     """Raise the DialectError of a kept symbol that folding broke, or that reads a name nothing defines."""
     bound = {bound for bound, _ in flat.imports}
     for name in kept:
-        if name in problems:
-            raise problems[name]
-        for load in sorted(global_loads([flat.symbols[name].node])):
+        if name in folding.problems:
+            raise folding.problems[name]
+        symbol = flat.symbols[name]
+        for load in sorted(folding.loads[name]):
             if load in flat.missing:
                 raise flat.missing[load]
             if load not in flat.symbols and load not in bound and load not in BUILTINS and load != "__name__":
-                raise flat.symbols[name].module.error(
-                    flat.symbols[name].node, f"`{load}` in `{name}` is defined nowhere in the counted file"
-                )
+                raise symbol.module.error(symbol.node, f"`{load}` in `{name}` is defined nowhere in the counted file")
 
 
 def needed_imports(flat, kept):

@@ -5,23 +5,30 @@ In: a linted `Program` and the configuration object. Out: `Flat`, statements in 
 """
 
 import ast
+import functools
 import math
 from dataclasses import dataclass, field, is_dataclass
 
 from trit.bundle.modules import BUILTINS, RESERVED, Module, defined, reserved_positions
-from trit.bundle.names import identifiers, import_binding
+from trit.bundle.names import child_fields, import_binding
 
 PREFIX = {"ops": "ops_", "arch": "arch_"}
 
 
 @dataclass
 class Symbol:
-    """One top-level definition of the flat file, under its final name, with where it came from."""
+    """One top-level definition of the flat file, under its final name, with where it came from. `node` is the definition with the reserved
+    names taken out, made when it is first asked for from the module's own `statement`, which stays as it is."""
 
     name: str
-    node: ast.stmt
+    statement: ast.stmt
     module: Module
     original: str
+    worker: object = None
+
+    @functools.cached_property
+    def node(self):
+        return self.worker.top_level(self.statement) if self.worker else self.statement
 
     @property
     def label(self):
@@ -30,12 +37,15 @@ class Symbol:
 
 @dataclass
 class Flat:
-    """The flat program. `missing` maps stand-in names of absent settings and model functions to the error to raise if one survives."""
+    """The flat program. `missing` maps stand-in names of absent settings and model functions to the error to raise if one survives;
+    `rebound` are the symbols that a function binds anew, `misused` those that are used as a value and not only looked up."""
 
     imports: dict
     symbols: dict
     entry: str
     missing: dict = field(default_factory=dict)
+    rebound: set = field(default_factory=set)
+    misused: set = field(default_factory=set)
 
 
 def literal(value):
@@ -65,26 +75,26 @@ def setting_literal(value):
 
 
 def flatten(program, config):
-    """Specialise every module and join them; the program's trees are used up. Raises DialectError where a setting is no literal."""
+    """Join the modules into one list of symbols, each specialised when it is first looked at; the program stays as it is. Raises
+    DialectError where a setting is no literal."""
     taken = set(BUILTINS) | set(RESERVED)
-    for module in program.modules.values():
-        taken |= identifiers(module.tree)
+    taken.update(*(module.identifiers for module in program.modules.values()))
     finals = final_names(program, taken)
     flat = Flat({}, {}, finals[program.entry]["main"])
-    functions = [node for module in program.modules.values() for node in module.symbols.values() if isinstance(node, ast.FunctionDef)]
-    positions = {node: reserved_positions(node) for node in functions}
     for module in program.modules.values():
         known = dict(finals[module.name])
         for local, (source, symbol) in module.imports.items():
             known[local] = finals[source][symbol]
-        worker = _Specialise(program, module, config, known, finals, positions, flat.missing, taken)
+        worker = _Specialise(program, module, config, known, finals, flat.missing, taken)
+        flat.rebound |= {known.get(name, name) for name in module.rebound}
+        flat.misused |= set(map(worker.final_name, module.values))
         for statement in module.tree.body:
             if isinstance(statement, (ast.Import, ast.ImportFrom)):
                 add_imports(flat, module, statement)
             elif not isinstance(statement, ast.Expr):
                 (original,) = defined(statement)
                 final = known[original]
-                flat.symbols[final] = Symbol(final, worker.top_level(statement), module, original)
+                flat.symbols[final] = Symbol(final, statement, module, original, worker)
     return flat
 
 
@@ -123,54 +133,68 @@ def add_imports(flat, module, statement):
         flat.imports.setdefault((bound, ast.unparse(single)), single)
 
 
-class _Specialise(ast.NodeTransformer):
-    """Rewrites one module in place: its tree belongs to this build."""
+class _Specialise:
+    """Writes specialised copies of the definitions of one module."""
 
-    def __init__(self, program, module, config, known, finals, positions, missing, taken):
+    def __init__(self, program, module, config, known, finals, missing, taken):
         self.program, self.module, self.config = program, module, config
-        self.known, self.finals, self.positions = known, finals, positions
-        self.missing, self.taken = missing, taken
+        self.known, self.finals, self.missing, self.taken = known, finals, missing, taken
         self.homes = module.names.homes
 
     def top_level(self, statement):
-        """Rewrite one top-level definition and give it its final name."""
-        statement = self.visit(statement)
-        if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
-            statement.name = self.known[statement.name]
-            if isinstance(statement, ast.FunctionDef):
+        """A copy of a top-level definition without reserved names, under its final name."""
+        new = self.visit(statement)
+        if isinstance(new, (ast.FunctionDef, ast.ClassDef)):
+            new.name = self.known[new.name]
+            if isinstance(new, ast.FunctionDef):
                 for group in ("posonlyargs", "args"):
-                    kept = [arg for arg in getattr(statement.args, group) if arg.arg not in RESERVED]
-                    setattr(statement.args, group, kept)
-        return statement
+                    setattr(new.args, group, [argument for argument in getattr(new.args, group) if argument.arg not in RESERVED])
+        return new
+
+    def final_name(self, node):
+        """The flat name behind a global name, or behind an attribute of a reserved one; None where it has none."""
+        if isinstance(node, ast.Name):
+            return self.known.get(node.id)
+        found = self.program.attribute(node) if node.value.id in self.program.chosen else None
+        return self.symbol_name(node, found) if found else None
+
+    def visit(self, node):
+        method = METHODS.get(node.__class__)
+        return method(self, node) if method else self.copied(node)
+
+    def copied(self, node, **replaced):
+        """A copy of a node, with copies of its children; `replaced` fields are taken instead of its own. Operators are shared."""
+        new = node.__class__()
+        values = vars(new)
+        values.update(vars(node), **replaced)
+        for name in child_fields(node.__class__):
+            value = values.get(name)
+            if isinstance(value, list):
+                values[name] = [self.visit(item) if isinstance(item, ast.AST) else item for item in value]
+            elif isinstance(value, ast.AST):
+                values[name] = self.visit(value)
+        return new
 
     def visit_Name(self, node):
-        if node.id in self.known and self.homes.get(node, node) is None:
-            node.id = self.known[node.id]
-        return node
+        known = node.id in self.known and self.homes.get(node, node) is None
+        return self.copied(node, id=self.known[node.id]) if known else self.copied(node)
 
     def visit_Global(self, node):
-        node.names = [self.known.get(name, name) for name in node.names]
-        return node
+        return self.copied(node, names=[self.known.get(name, name) for name in node.names])
 
     def visit_Call(self, node):
-        if (
-            isinstance(node.func, ast.Name)
-            and node.func.id == "hasattr"
-            and node.args
-            and isinstance(node.args[0], ast.Name)
-            and node.args[0].id in RESERVED
-        ):
-            owner, attribute = node.args[0], node.args[1].value
-            found = self.program.attribute(ast.Attribute(owner, attribute, ast.Load()))
+        owner = node.args[0] if node.args else None
+        if isinstance(node.func, ast.Name) and node.func.id == "hasattr" and isinstance(owner, ast.Name) and owner.id in RESERVED:
+            found = self.program.attribute(ast.Attribute(owner, node.args[1].value, ast.Load()))
             return ast.copy_location(ast.Constant(found is not None), node)
-        found = self.program.callee(self.module, node)
+        found, arguments = self.program.callee(self.module, node), node.args
         if found:
-            dropped = self.positions[found[1]]
-            node.args = [argument for index, argument in enumerate(node.args) if index not in dropped]
-        elif any(isinstance(argument, ast.Name) and argument.id in RESERVED for argument in node.args):
-            # The lint lets this through only for a model function that this model lacks: a dead branch, or an error after shaking.
-            node.args = [argument for argument in node.args if not (isinstance(argument, ast.Name) and argument.id in RESERVED)]
-        return self.generic_visit(node)
+            dropped = reserved_positions(found[1])
+            arguments = [argument for index, argument in enumerate(arguments) if index not in dropped]
+        else:
+            # The lint lets a reserved name through only for a model function that this model lacks: a dead branch, or an error after shaking.
+            arguments = [argument for argument in arguments if not (isinstance(argument, ast.Name) and argument.id in RESERVED)]
+        return self.copied(node, args=arguments)
 
     def visit_Attribute(self, node):
         path, base = [], node
@@ -178,12 +202,12 @@ class _Specialise(ast.NodeTransformer):
             path.insert(0, base)
             base = base.value
         if not (isinstance(base, ast.Name) and base.id in RESERVED):
-            return self.generic_visit(node)
+            return self.copied(node)
         result, used = self.leaf(path) if base.id == "cfg" else (self.symbol(path[0]), 1)
         ast.copy_location(result, node)
         for outer in path[used:]:
             result = ast.copy_location(ast.Attribute(result, outer.attr, outer.ctx), outer)
-        return ast.fix_missing_locations(result)
+        return result
 
     def leaf(self, path):
         """The literal at the end of a dotted setting, and how many of the dots belong to the setting."""
@@ -214,13 +238,15 @@ class _Specialise(ast.NodeTransformer):
                 shown,
                 f"`{shown}` is not defined in {self.program.chosen[node.value.id]}; guard it with `hasattr(arch, ...)` or a condition on `cfg`",
             )
-        owner = found[0]
-        original = node.attr
-        module = self.program.modules[owner]
-        if original not in module.symbols:
+        return ast.Name(self.symbol_name(node, found), ast.Load())
+
+    def symbol_name(self, node, found):
+        """The flat name of an attribute whose definition was found in a module."""
+        owner, original = found[0], node.attr
+        if original not in self.program.modules[owner].symbols:
             holder = self.program.modules[self.program.chosen[node.value.id]]
             original = holder.imports[original][1]
-        return ast.Name(self.finals[owner][original], ast.Load())
+        return self.finals[owner][original]
 
     def stand_in(self, node, shown, message):
         """A name that nothing defines. It is an error only if folding leaves it in the file."""
@@ -229,3 +255,6 @@ class _Specialise(ast.NodeTransformer):
             name += "_"
         self.missing[name] = self.module.error(node, message)
         return ast.Name(name, ast.Load())
+
+
+METHODS = {getattr(ast, name[6:]): method for name, method in vars(_Specialise).items() if name.startswith("visit_")}

@@ -23,7 +23,7 @@ def same_build(entry):
     try:
         config = from_dict(entry.config)
         for shake, codecs, how in BUILDS:
-            built = bundle(config, library=library, shake=shake, codecs=codecs)
+            built = bundle(config, library=library, shake=shake, codecs=codecs, remember=False)
             if built.wrapped == entry.program:
                 return check(name, True, f"{how}, sha256 {built.sha256}")
     except (ValueError, KeyError, DialectError) as fault:

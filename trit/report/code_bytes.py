@@ -10,7 +10,7 @@ import ast
 import brotli
 
 from trit.bundle.bundle import bundle, byte_report, shaken_text
-from trit.bundle.emit import minify_once
+from trit.bundle.emit import minified
 from trit.bundle.messages import number_messages
 from trit.config_load import load, with_overrides
 from trit.console import Parser, command, counted
@@ -42,7 +42,7 @@ def quick_size(config):
     """Bytes of a configuration's shortened code under brotli, without the wrapper."""
     tree = ast.parse(shaken_text(config))
     number_messages(tree)
-    return len(brotli.compress(minify_once(ast.unparse(tree)).encode()))
+    return len(brotli.compress(minified(tree).encode()))
 
 
 def feature_rows(config):

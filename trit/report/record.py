@@ -1,7 +1,6 @@
 """The record folder: everything a stranger needs to check a submission, written once and never edited."""
 
 import datetime
-import hashlib
 import json
 import math
 import os
@@ -10,6 +9,7 @@ import shutil
 from importlib import metadata
 from pathlib import Path
 
+from trit.bundle.cache import sources_sha256
 from trit.config_load import save, to_dict
 from trit.proof.entry import config_sha256
 
@@ -27,11 +27,7 @@ def new_folder(root, track, name, date=None):
 
 def package_sha256():
     """The first 16 digits of the SHA-256 of this package's sources: what version of trit means."""
-    digest, root = hashlib.sha256(), Path(__file__).resolve().parents[1]
-    for path in sorted(root.rglob("*.py")):
-        data = path.read_bytes()
-        digest.update(f"{path.relative_to(root).as_posix()} {len(data)}\n".encode() + data)
-    return digest.hexdigest()[:16]
+    return sources_sha256(Path(__file__).resolve().parents[1])[:16]
 
 
 def versions():

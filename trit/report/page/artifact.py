@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from trit.bundle.bundle import Bundle, byte_report
-from trit.bundle.emit import minify_once
+from trit.bundle.emit import minified
 from trit.bundle.messages import number_messages
 from trit.compress.calibrate import CALIBRATION_CANDIDATES
 from trit.compress.layouts import PackError
@@ -217,7 +217,7 @@ def code_rows(folder, library):
             tree.body[-1:] = tree.body[-1].body
         number_messages(tree)
         names = [node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
-        rows = byte_report(Bundle(minify_once(ast.unparse(tree)), text, b"", names, [], "", names))
+        rows = byte_report(Bundle(minified(tree), text, b"", names, [], "", names))
     except (ValueError, SyntaxError, RecursionError, MemoryError, IndexError, KeyError, AttributeError, TypeError) as fault:
         raise ValueError(f"train_gpt_readable.py is no program of this package: {one_line(fault)}") from None
     homes = modules(library)
