@@ -2,15 +2,22 @@
 
 `python -m benchmarks.counted_files --save FILE` before a change, `--compare FILE` after it: every preset, both libraries, evaluation-only,
 quick start, without tree-shaking. Exit 1 where a file's bytes differ. `--package ROOT` bundles the package of another checkout with the
-bundler that runs, so that only the bundler differs.
+bundler that runs, so that only the bundler differs. `--forms` asks instead which way of shortening packs best: the minifier may give
+literals that repeat a name, and may give builtins other names.
 """
 
+import ast
+import builtins
+import hashlib
 import json
 import sys
 import time
 from pathlib import Path
 
-from trit.bundle.bundle import ALL_CODECS, QUICK_CODECS, bundle
+from trit.bundle.bundle import ALL_CODECS, QUICK_CODECS, bundle, shaken_text
+from trit.bundle.emit import ascii_form, shorten, shorten_parameters
+from trit.bundle.messages import number_messages
+from trit.bundle.wrap import wrap
 from trit.config_load import ROOT, load
 from trit.console import Parser, command, counted
 
@@ -36,8 +43,6 @@ def configurations():
 
 def built(preset, overrides, library, shake, codecs, root):
     """{"sha256", "readable_sha256", "bytes", "seconds"} of one counted file, or {"refused": why} of settings that cannot be."""
-    import hashlib
-
     try:
         config = load(ROOT / "configs" / f"{preset}.toml", {}, list(overrides))[0]
     except ValueError as fault:
@@ -49,6 +54,19 @@ def built(preset, overrides, library, shake, codecs, root):
     return {"sha256": made.sha256, "readable_sha256": readable, "bytes": len(made.wrapped), "seconds": round(seconds, 2)}
 
 
+def form_sizes(preset, library):
+    """{form: bytes of the counted file} of the four ways to shorten a preset's program."""
+    tree = ast.parse(shaken_text(load(ROOT / "configs" / f"{preset}.toml", {})[0], library=library))
+    number_messages(tree)
+    tree.body[-1:] = tree.body[-1].body
+    text, sizes = shorten_parameters(tree), {}
+    for named in (False, True):
+        for kept in ((), sorted(dir(builtins))):
+            form = f"{'literals named' if named else 'literals in place'}, {'builtins kept' if kept else 'builtins renamed'}"
+            sizes[form] = len(wrap(ascii_form(shorten(text, named, kept)), QUICK_CODECS))
+    return sizes
+
+
 def main(arguments=None):
     """Command line: 0 where nothing differs."""
     parser = Parser(prog="python -m benchmarks.counted_files", description=__doc__.splitlines()[0], answers=True)
@@ -56,9 +74,16 @@ def main(arguments=None):
     parser.add_argument("--compare", help="a file that --save wrote")
     parser.add_argument("--package", help="root of the checkout whose package is bundled; by default this one")
     parser.add_argument("--only", nargs="*", default=[], metavar="WORD", help="configurations whose name has one of these words")
+    parser.add_argument("--forms", action="store_true", help="bytes of each way of shortening, for every preset")
     options = parser.parse_args(arguments)
     differing = []
     with command(options.json) as answer:
+        if options.forms:
+            for name, (preset, changed, library, _, _) in configurations().items():
+                if name == f"{preset} {library}" and not changed:
+                    answer[name] = form_sizes(preset, library)
+                    print(name, *(f"{size:,} ({form})" for form, size in answer[name].items()), sep="  ", flush=True)
+            return 0
         before = json.loads(Path(options.compare).read_text()) if options.compare else {}
         chosen = {name: made for name, made in configurations().items() if not options.only or any(word in name for word in options.only)}
         for name in counted(list(chosen), "bundling", len(chosen), " files"):

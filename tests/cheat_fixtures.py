@@ -10,8 +10,10 @@ import re
 import shutil
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
+from store import copy, stored
 
 from trit.bundle.alone import Job, run_jobs
 from trit.bundle.bundle import QUICK_CODECS, bundle
@@ -20,6 +22,7 @@ from trit.config import RunArgs
 from trit.config_load import load
 from trit.data.prepare import prepare
 from trit.data.tokenizer import find_spec
+from trit.eval import certify
 from trit.eval.certify import judge, plan_runs
 from trit.eval.score import Score
 from trit.eval.temperature import artifact_specs
@@ -32,7 +35,7 @@ from trit.report import record
 from trit.submission import make_artifact
 from trit.train.backend import Process
 
-PIECES, CUTS = 300, 5
+PIECES, CUTS, SEEDS = 300, 5, (7, 8, 11)
 SETTINGS = [
     f"model.vocab_size={PIECES}", "model.num_layers=2", "model.model_dim=16", "model.num_heads=2", "model.num_kv_heads=1",
     "model.embed_dim=8", "model.partial_rope_dims=4", "model.yarn_max_len=64", "model.mlp_mult=1", "train.train_seq_len=16",
@@ -105,6 +108,34 @@ def claim(folder, output, hardware):
     record.write_claims(folder, submission, {"train.log": b"step:1/1 train_time:1000ms\n" + output.encode()})
 
 
+def honest_data():
+    """The data folder of the honest records."""
+    return stored("honest_data", lambda folder: folder.mkdir() or make_data(folder, write_text(folder)), __file__) / "shards"
+
+
+def honest_record(seed=7):
+    """An honest record whose scores are still missing."""
+    return stored(f"honest_{seed}", lambda folder: make_record(folder, honest_data(), seed=seed), SETTINGS)
+
+
+def scored_records():
+    """Honest records of `SEEDS`, one after another, as their author scored them: {seed: folder}."""
+
+    def make(root):
+        (root / "scored").mkdir(parents=True)
+        folders = [copy(honest_record(seed), root / f"seed_{seed}") for seed in SEEDS]
+        environ = {"DATA_PATH": "data", "TOKENIZER_PATH": "tokenizer.model", "OMP_NUM_THREADS": "1"}
+        entries = [read_entry(folder, honest_data()) for folder in folders]
+        jobs = [Job(str(entry.folder), entry.program, given_files(entry), environ) for entry in entries]
+        for folder, result in zip(folders, run_jobs(jobs, root / "scored").results):
+            assert result.returncode == 0, result.stderr
+            claim(folder, result.stdout, record.hardware(Process(0, 1, "cpu")))
+        shutil.rmtree(root / "scored")
+
+    root = stored("scored", make, SETTINGS, SEEDS)
+    return {seed: root / f"seed_{seed}" for seed in SEEDS}
+
+
 class Cheat(NamedTuple):
     """`edits` are (old, new) in the readable program, each old text there exactly once; `failing` are the checks that must fail.
 
@@ -130,7 +161,7 @@ def edited(source, edits):
 
 def plant(cheat, honest, data, root):
     """A copy of the `honest` record with a cheat in it, not scored yet. -> (folder, data folder)"""
-    folder = Path(shutil.copytree(honest, root / re.sub(r"\W+", "_", cheat.name)))
+    folder = copy(honest, root / re.sub(r"\W+", "_", cheat.name))
     if cheat.edits:
         source = edited((folder / "train_gpt_readable.py").read_text(encoding="utf-8"), cheat.edits)
         (folder / "train_gpt.py").write_bytes(wrap(source, ("zlib",)))
@@ -159,13 +190,25 @@ def score_and_judge(cheats, honest, data, root):
         claim(planted[cheat.name][0], result.stdout, record.hardware(Process(0, 1, "cpu")))
         if cheat.lie:
             cheat.lie(planted[cheat.name][0])
-    entries = [read_entry(*planted[cheat.name]) for cheat in cheats]
-    plans = [plan_runs(entry, cuts=CUTS if cheat.edits else 1) for cheat, entry in zip(cheats, entries)]
+    entries = {cheat.name: read_entry(*planted[cheat.name]) for cheat in cheats}
+    plans, same = {}, {}
+    for cheat in cheats:
+        entry = entries[cheat.name]
+        runs = entry.program, entry.artifact, entry.data, str(entry.evaluation), CUTS if cheat.edits else 1
+        same[cheat.name] = runs  # a lie about the very same runs is judged on the same results
+        plans.setdefault(runs, plan_runs(entry, cuts=runs[-1]))
     (root / "judged").mkdir()
-    session = run_jobs([job for plan in plans for job in plan.jobs], root / "judged")
-    found, first = {}, 0
-    for cheat, entry, plan in zip(cheats, entries, plans):
-        last = first + len(plan.jobs)
-        found[cheat.name] = judge(entry, plan, session._replace(results=session.results[first:last]))
-        first = last
-    return found
+    session = run_jobs([job for plan in plans.values() for job in plan.jobs], root / "judged")
+    results, first = {}, 0
+    for runs, plan in plans.items():
+        results[runs], first = session.results[first : first + len(plan.jobs)], first + len(plan.jobs)
+    known, real = {}, certify.artifact_views
+
+    def views(artifact, config, specs):
+        """Most cheats ship the honest artifact: it is taken apart once."""
+        if (artifact, config) not in known:
+            known[artifact, config] = real(artifact, config, specs)
+        return known[artifact, config]
+
+    with mock.patch.object(certify, "artifact_views", views):
+        return {name: judge(entry, plans[same[name]], session._replace(results=results[same[name]])) for name, entry in entries.items()}

@@ -3,12 +3,11 @@
 import os
 
 import mlx.core as mx
-import numpy as np
 import pytest
+import store
 import torch
-from record_fixtures import text_shards
-
-from trit.data.shards import write_shard
+from data_fixtures import write_shards
+from record_fixtures import session_text
 
 torch.set_num_threads(1)
 # On a Mac too, MLX computes on the processor, where arithmetic repeats bit for bit; TRIT_TEST_GPU=1 leaves it to the GPU.
@@ -19,6 +18,16 @@ if not os.environ.get("TRIT_TEST_GPU"):
 LONG = ("test_submission.py", "test_cheats.py", "test_bundle_package.py", "test_whole_family.py", "test_study.py", "test_certify.py")
 
 
+MADE_THE_STORE = store.begin()
+
+
+def pytest_sessionfinish(session):
+    """A stored thing that a test changed would make another test's result depend on the order."""
+    if MADE_THE_STORE and (found := store.end()):
+        print(f"\nchanged in the store of the session: {', '.join(found)}; a test must copy what it changes")
+        session.exitstatus = 1
+
+
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
@@ -26,16 +35,10 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def shard_folder(tmp_path):
     """A data folder of byte260: a repetitive text of 6,000 training and 700 validation tokens with ids below 64."""
-    generator = np.random.default_rng(0)
-    folder = tmp_path / "data"
-    folder.mkdir()
-    words = [generator.integers(4, 64, 5) for _ in range(12)]
-    for split, count in (("train", 1200), ("val", 140)):
-        write_shard(folder / f"tiny_{split}_000000.bin", np.concatenate([words[i] for i in generator.integers(0, 12, count)]))
-    return str(folder)
+    return write_shards(tmp_path / "data")
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory):
+def data():
     """A data folder of byte260 that a record can be built on."""
-    return text_shards(tmp_path_factory.mktemp("text"))
+    return session_text()

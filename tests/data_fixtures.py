@@ -4,8 +4,11 @@ import functools
 import tempfile
 from pathlib import Path
 
+import numpy as np
+
 from trit.config import CompressConfig, Config, EngramConfig, EvalConfig, ModelConfig, QuantConfig, TrackConfig, TrainConfig
 from trit.data.corpus import pydocs
+from trit.data.shards import write_shard
 from trit.data.tokenizer import find_spec, open_tokenizer, train_model
 
 FOLDER = tempfile.TemporaryDirectory(prefix="trit_tests_")
@@ -39,6 +42,16 @@ def settings(vocab_size=512, seq_len=16, batch_tokens=64, calibration=32):
         EvalConfig(),
         TrackConfig(),
     )
+
+
+def write_shards(folder):
+    """A data folder of byte260, made as `folder`: a repetitive text of 6,000 training and 700 validation tokens with ids below 64."""
+    folder.mkdir(exist_ok=True)
+    generator = np.random.default_rng(0)
+    words = [generator.integers(4, 64, 5) for _ in range(12)]
+    for split, count in (("train", 1200), ("val", 140)):
+        write_shard(folder / f"tiny_{split}_000000.bin", np.concatenate([words[i] for i in generator.integers(0, 12, count)]))
+    return str(folder)
 
 
 @functools.cache

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from store import copy, stored
 
 from trit.bundle.alone import run_alone
 from trit.bundle.bundle import bundle
@@ -56,6 +57,7 @@ def text_shards(folder):
         "the",
         "night",
     ]
+    folder.mkdir(exist_ok=True)
     generator = np.random.default_rng(0)
     for split, count in (("train", 24), ("val", 3)):
         lines = [json.dumps({"text": " ".join(generator.choice(words, 80))}) for _ in range(count)]
@@ -63,6 +65,34 @@ def text_shards(folder):
     splits = {split: str(folder / f"{split}.jsonl") for split in ("train", "val")}
     prepare(splits, str(folder / "shards"), find_spec("byte260"), say=lambda *_: None)
     return folder / "shards"
+
+
+def tiny_run():
+    """The folder of a tiny trained run, on the text of the session."""
+
+    def make(folder):
+        done = run("train_gpt.py", *TINY, f"data_path={session_text()}", f"out_path={folder}", "run_id=tiny")
+        assert done.returncode == 0, done.stderr
+
+    return stored("tiny", make, TINY)
+
+
+def tiny_record():
+    """The record that was built and certified of `tiny_run`, in the folder of its track."""
+
+    def make(folder):
+        trained = copy(tiny_run(), folder.with_name("run"))  # a build leaves its packed forms in the run's folder
+        done = run("build_submission.py", "--run", trained, "--dce", "--quick-start", "--records", folder)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert Path(done.stdout.strip().splitlines()[-1]).parent == folder / "demo_cpu_256kb"
+
+    (found,) = (stored("tiny_record", make, TINY) / "demo_cpu_256kb").iterdir()
+    return found
+
+
+def session_text():
+    """A data folder of byte260 that a record can be built on."""
+    return stored("text", text_shards) / "shards"
 
 
 def counted_and_package(cfg, shards, folder, library="torch"):

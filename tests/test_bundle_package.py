@@ -1,12 +1,14 @@
 """The real package, flag by flag: the counted file alone in an empty folder gives the package's losses, bit for bit."""
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 import pytest
+from data_fixtures import write_shards
 from model_fixtures import EVAL_SETS, FLAG_SETS, evaluating, random_arrays, takes, tiny_config
 
-from trit.bundle.alone import run_alone
+from trit.bundle.alone import Job, run_jobs
 from trit.bundle.bundle import ALL_CODECS, bundle, shaken_text
 from trit.bundle.verify import verify
 from trit.compress.prune import kept_rows
@@ -30,7 +32,8 @@ GRID = FLAG_SETS | {
     "eight_bits": {"fp8": "true", "bitnet_group_size": 64, "attention_kernel": "flash", "compute_dtype": "bfloat16"},
     "compiled": {"compile": "true", "yarn_max_len": 32, "eval_stride": 32},
 }
-# A file run alone takes a quarter of a minute. The fast suite takes training's flags at once on every architecture, the rest on one.
+ONLY, ABSENT = "evaluation only", "evaluation only, without an artifact"
+# The fast suite takes training's flags at once on every architecture, the rest on one.
 FAST = ["odd_all"], [("integers", "unet"), ("one_pass_all", "hybrid"), ("all", "skc")]
 
 
@@ -45,46 +48,85 @@ def test_the_grid_is_run_on_every_architecture():
     assert arch_names() and set(FAST[0]) | {flags for flags, _ in FAST[1]} <= set(GRID) | set(EVAL_SETS)
 
 
-def compare(cfg, shard_folder, tmp_path, rows_at=(), codecs=("brotli",)):
+class Case(NamedTuple):
+    """A configuration whose counted file runs alone, the positions of the rows it writes, and the codecs it is packed with."""
+
+    cfg: object
+    rows_at: tuple = ()
+    codecs: tuple = ("brotli",)
+
+
+def case(arch, flags):
+    """The `Case` of a row of either table, or of the evaluation-only form."""
+    if flags in GRID:
+        return Case(tiny_config(arch, vocab_size=260, **GRID[flags]))
+    cfg = evaluating(arch, "all" if flags == ONLY else flags, vocab_size=260, ngram_nodes=2000)
+    if flags != ONLY:
+        return Case(cfg, (0, 40, 333))
+    # Mixing takes long and packs whatever text it is given: once is enough.
+    only = dataclasses.replace(cfg, eval=dataclasses.replace(cfg.eval, evaluation_only=True))
+    return Case(only, (0, 40, 333), ALL_CODECS if arch == "unet" else ("brotli",))
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return write_shards(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def alone(request, text, tmp_path_factory):
+    """{(architecture, flags): (artifact, build, its run)} of all cases that this session tests, and of each evaluation-only form without an
+    artifact under `ABSENT`. One isolated process runs them all: loading PyTorch takes longer than scoring a tiny text."""
+    root, made, jobs = tmp_path_factory.mktemp("alone"), {}, {}
+    chosen = [item.callspec.params for item in request.session.items if item.module is request.module and hasattr(item, "callspec")]
+    for arch, flags in dict.fromkeys((given["arch"], given["flags"]) for given in chosen if "flags" in given):
+        cfg, rows_at, codecs = case(arch, flags)
+        module = load_arch(arch)
+        arrays = random_arrays(artifact_specs(module, cfg))
+        if cfg.compress.engram_keep:
+            arrays["engram.kept"] = kept_rows(torch_ops, cfg, arrays["engram.table"], calibration_tokens(cfg, text))
+        artifact = make_artifact(torch_ops, module, cfg, arrays, {})
+        built = bundle(cfg, codecs=codecs)
+        verify(built, None if not made else {})  # under every Python once
+        environ = {"DATA_PATH": "data", "TOKENIZER_PATH": "byte260", "LOSSES": "losses", "OMP_NUM_THREADS": "1"}
+        environ |= {"ROWS": "rows", "ROWS_AT": ",".join(map(str, rows_at))}
+        made[arch, flags] = artifact, built
+        jobs[arch, flags] = Job(f"{arch} {flags}", built.wrapped, {"artifact.trit": artifact, "data": text}, environ)
+        if flags == ONLY:
+            jobs[arch, ABSENT] = Job(f"{arch} {ABSENT}", built.wrapped, {"data": text}, environ)
+    results = dict(zip(jobs, run_jobs(list(jobs.values()), root, 60 + 60 * len(jobs)).results, strict=True))
+    return {key: (*made.get(key, (None, None)), result) for key, result in results.items()}
+
+
+def compare(arch, flags, alone, text):
     """The counted file's losses, printed score and rows are the package's, on the same artifact."""
-    module = load_arch(cfg.model.name)
-    arrays = random_arrays(artifact_specs(module, cfg))
-    if cfg.compress.engram_keep:
-        arrays["engram.kept"] = kept_rows(torch_ops, cfg, arrays["engram.table"], calibration_tokens(cfg, shard_folder))
-    artifact = make_artifact(torch_ops, module, cfg, arrays, {})
-    (tmp_path / "artifact.trit").write_bytes(artifact)
-    built = bundle(cfg, codecs=codecs)
-    verify(built)
-    files = {"artifact.trit": tmp_path / "artifact.trit", "data": shard_folder}
-    environ = {"DATA_PATH": "data", "TOKENIZER_PATH": "byte260", "LOSSES": "losses", "OMP_NUM_THREADS": "1"}
-    environ |= {"ROWS": "rows", "ROWS_AT": ",".join(map(str, rows_at))}
-    done = run_alone(built, files, environ=environ, folder=tmp_path / "alone")
+    cfg, rows_at, _ = case(arch, flags)
+    artifact, _, done = alone[arch, flags]
     assert done.returncode == 0, done.stderr
-    loaded = load_artifact(torch_ops, module, cfg, artifact)
-    score, losses, rows = score_rows(
-        torch_ops, torch_backend, module, cfg, torch_backend.start_process(), loaded, shard_folder, "byte260", Log(rank=1), rows_at
-    )
-    assert (np.fromfile(tmp_path / "alone" / "losses") == losses).all()
-    assert (np.fromfile(tmp_path / "alone" / "rows") == rows.ravel()).all()
+    loaded, process = load_artifact(torch_ops, load_arch(arch), cfg, artifact), torch_backend.start_process()
+    given = torch_ops, torch_backend, load_arch(arch), cfg, process, loaded, text, "byte260", Log(rank=1), rows_at
+    score, losses, rows = score_rows(*given)
+    assert (np.fromfile(done.folder / "losses") == losses).all()
+    assert (np.fromfile(done.folder / "rows") == rows.ravel()).all()
     assert f"val_bpb:{score.bpb:.8f}" in done.stdout
 
 
 @pytest.mark.parametrize("arch,flags", marked(GRID))
-def test_counted_file_alone_equals_the_package(arch, flags, shard_folder, tmp_path):
-    compare(tiny_config(arch, vocab_size=260, **GRID[flags]), shard_folder, tmp_path)
+def test_counted_file_alone_equals_the_package(arch, flags, alone, text):
+    compare(arch, flags, alone, text)
 
 
-@pytest.mark.parametrize("arch,part", marked(EVAL_SETS))
-def test_counted_evaluator_alone_equals_the_package(arch, part, shard_folder, tmp_path):
-    compare(evaluating(arch, part, vocab_size=260, ngram_nodes=2000), shard_folder, tmp_path, [0, 40, 333])
+@pytest.mark.parametrize("arch,flags", marked(EVAL_SETS))
+def test_counted_evaluator_alone_equals_the_package(arch, flags, alone, text):
+    compare(arch, flags, alone, text)
 
 
+@pytest.mark.parametrize("flags", [ONLY])
 @pytest.mark.parametrize("arch", [pytest.param(name, marks=[] if name == "unet" else pytest.mark.slow) for name in arch_names()])
-def test_evaluation_only_form_scores_alike_and_cannot_train(arch, shard_folder, tmp_path):
-    cfg = evaluating(arch, "all", vocab_size=260, ngram_nodes=2000)
-    only = dataclasses.replace(cfg, eval=dataclasses.replace(cfg.eval, evaluation_only=True))
-    # Mixing takes most of a minute and packs whatever text it is given: once is enough.
-    compare(only, shard_folder, tmp_path, [0, 40, 333], ALL_CODECS if arch == "unet" else ("brotli",))
+def test_evaluation_only_form_scores_alike_and_cannot_train(arch, flags, alone, text):
+    compare(arch, flags, alone, text)
+    only = case(arch, flags).cfg
+    cfg = dataclasses.replace(only, eval=dataclasses.replace(only.eval, evaluation_only=False))
     small, whole = (bundle(each, codecs=("brotli",)) for each in (only, cfg))
     assert len(small.wrapped) < 0.75 * len(whole.wrapped) and set(small.kept) < set(whole.kept)
     trainers = ("trit.train.loop:", "trit.train.run:", "trit.train.loss:", "trit.train.optimizer:", "trit.train.schedule:")
@@ -93,7 +135,7 @@ def test_evaluation_only_form_scores_alike_and_cannot_train(arch, shard_folder, 
     for trainer in trainers:
         assert any(name.startswith(trainer) for name in whole.kept), trainer
         assert not any(name.startswith(trainer) for name in small.kept), trainer
-    done = run_alone(small, {"data": shard_folder}, environ={"DATA_PATH": "data", "TOKENIZER_PATH": "byte260"})
+    done = alone[arch, ABSENT][2]
     assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("FileNotFoundError") and "artifact.trit" in done.stderr
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cheat_fixtures import Cheat, make_data, make_record, score_and_judge, write_text
+from cheat_fixtures import honest_data, scored_records
+from store import copy
 
 from trit.bundle.alone import Event, JobResult, Session
 from trit.data.byte_count import byte_table
@@ -214,12 +215,7 @@ def test_the_log_is_read_at_the_start_of_lines_only():
 @pytest.fixture(scope="module")
 def honest(tmp_path_factory):
     """(record folder with its author's claims, data folder)."""
-    root = tmp_path_factory.mktemp("honest")
-    data = make_data(root, write_text(root))
-    made = make_record(root / "record", data)
-    (root / "scored").mkdir()
-    score_and_judge([Cheat("tiny", set())], made, data, root / "scored")
-    return root / "scored" / "records" / "tiny", data
+    return copy(scored_records()[7], tmp_path_factory.mktemp("honest") / "record"), honest_data()
 
 
 def test_limits_are_the_stricter_of_record_and_track(honest):
@@ -251,7 +247,7 @@ def test_a_rebuild_proves_only_what_it_can(honest, monkeypatch):
     class Built:
         wrapped, sha256 = entry.program, "0"
 
-    monkeypatch.setattr(rebuild, "bundle", lambda config, library, shake, codecs: Built)
+    monkeypatch.setattr(rebuild, "bundle", lambda config, library, shake, codecs, remember: Built)
     assert rebuild.same_build(entry).verdict == "pass"
     other = entry._replace(program=b"edited")
     assert rebuild.same_build(other).verdict == "fail"

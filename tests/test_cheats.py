@@ -8,11 +8,13 @@ import base64
 import json
 import os
 import re
+import tempfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
-from cheat_fixtures import Cheat, make_data, make_record, score_and_judge, write_text
+from cheat_fixtures import Cheat, honest_data, honest_record, score_and_judge
 
 from trit.data.shards import read_shard, shard_files, write_shard
 from trit.proof.checks import decoded_documents
@@ -121,8 +123,8 @@ def stub(folder, data):
 
 
 def copied(data, name):
-    """A copy of the data folder beside it."""
-    folder = data.parent / name
+    """A copy of the data folder, away from it."""
+    folder = Path(tempfile.mkdtemp()) / name
     folder.mkdir()
     for path in data.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
@@ -277,20 +279,12 @@ CHEATS = [
 
 
 @pytest.fixture(scope="module")
-def honest(tmp_path_factory):
-    """(record folder, data folder) before anything was scored."""
-    root = tmp_path_factory.mktemp("honest")
-    data = make_data(root, write_text(root))
-    return make_record(root / "record", data), data
-
-
-@pytest.fixture(scope="module")
-def verdicts(honest, tmp_path_factory):
-    record, data = honest
+def verdicts(tmp_path_factory):
+    record = honest_record()
     files = {"hints.txt": b"hints", "full_program.py": (record / "train_gpt.py").read_bytes()}
     cheats = [cheat._replace(files=files) for cheat in CHEATS]
     os.environ["OMP_NUM_THREADS"] = "1"
-    return score_and_judge(cheats, record, data, tmp_path_factory.mktemp("cheats"))
+    return score_and_judge(cheats, record, honest_data(), tmp_path_factory.mktemp("cheats"))
 
 
 @pytest.mark.parametrize("cheat", CHEATS, ids=lambda cheat: cheat.name)

@@ -9,28 +9,31 @@ import sys
 from pathlib import Path
 
 import pytest
-from record_fixtures import ROOT, TINY, run
+from record_fixtures import ROOT, TINY, run, tiny_record, tiny_run
+from store import copy
 
-from trit.bundle.alone import run_alone
+from trit.bundle.alone import Job, run_alone, run_jobs
 from trit.train.checkpoint import load_checkpoint
 
+TRY_ALL = """
+import json, sys
+import train_gpt
+for arguments in json.loads(sys.argv[1]):
+    try:
+        train_gpt.main(arguments)
+    except SystemExit as ended:
+        print(ended.code)
+"""
 
-@pytest.fixture(scope="module")
-def trained(data, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "tiny"
-    done = run("train_gpt.py", *TINY, f"data_path={data}", f"out_path={folder}", "run_id=tiny")
-    assert done.returncode == 0, done.stderr
-    return folder
+
+@pytest.fixture
+def trained(tmp_path):
+    return copy(tiny_run(), tmp_path / "trained")
 
 
-@pytest.fixture(scope="module")
-def record(trained, tmp_path_factory):
-    root = tmp_path_factory.mktemp("records")
-    done = run("build_submission.py", "--run", trained, "--dce", "--quick-start", "--records", root)
-    assert done.returncode == 0, done.stdout + done.stderr
-    folder = Path(done.stdout.strip().splitlines()[-1])
-    assert folder.parent == root / "demo_cpu_256kb"
-    return folder
+@pytest.fixture
+def record():
+    return tiny_record()
 
 
 def test_record_is_complete_and_its_numbers_are_those_of_its_files(record):
@@ -48,13 +51,14 @@ def test_record_is_complete_and_its_numbers_are_those_of_its_files(record):
 
 
 @pytest.mark.slow
-def test_building_again_gives_the_same_bytes_in_a_folder_of_its_own(record, trained):
+def test_building_again_gives_the_same_bytes_in_a_folder_of_its_own(record, trained, tmp_path):
+    copy(record, tmp_path / record.parent.name / record.name)
     done = run(
         "build_submission.py",
         "--run",
         trained,
         "--records",
-        record.parent.parent,
+        tmp_path,
         "--name",
         record.name.partition("_")[2],
         "--dce",
@@ -80,36 +84,40 @@ def test_without_shaking_the_whole_package_is_wrapped(record, trained, tmp_path)
     assert whole["bytes_code"] > small["bytes_code"] and whole["val_bpb"] == small["val_bpb"]
 
 
-def test_counted_file_alone_gives_the_recorded_score(record, data, tmp_path):
-    files = {"artifact.trit": record / "artifact.trit", "data": data}
-    done = run_alone((record / "train_gpt.py").read_bytes(), files, environ={"DATA_PATH": "data"}, folder=tmp_path / "alone")
-    assert done.returncode == 0, done.stderr
-    submission = json.loads((record / "submission.json").read_text())
-    assert f"val_bpb:{submission['val_bpb']:.8f}" in done.stdout
-
-
-def test_counted_file_trains_when_there_is_no_artifact(record, data, tmp_path):
-    done = run_alone((record / "train_gpt.py").read_bytes(), {"data": data}, environ={"DATA_PATH": "data"}, folder=tmp_path / "alone")
-    assert done.returncode == 0, done.stderr
-    assert "step:12/12" in done.stdout and (tmp_path / "alone" / "artifact.trit").exists()
-    # the same seed, the same weights: the counted program trains exactly what the package trained
-    assert (tmp_path / "alone" / "artifact.trit").read_bytes() == (record / "artifact.trit").read_bytes()
-
-
-def test_the_readable_form_is_the_same_program(record, data, tmp_path):
-    files = {"artifact.trit": record / "artifact.trit", "data": data}
-    done = run_alone((record / "train_gpt_readable.py").read_bytes(), files, environ={"DATA_PATH": "data"}, folder=tmp_path / "alone")
-    submission = json.loads((record / "submission.json").read_text())
-    assert f"val_bpb:{submission['val_bpb']:.8f}" in done.stdout, done.stderr
-
-
-def test_a_damaged_artifact_is_refused(record, data, tmp_path):
-    damaged = bytearray((record / "artifact.trit").read_bytes())
+@pytest.fixture(scope="module")
+def alone(data, tmp_path_factory):
+    """{name: run} of what a stranger may try with a record, each in an empty folder, all in one isolated process."""
+    record, given = tiny_record(), {"data": data}
+    counted, artifact = (record / "train_gpt.py").read_bytes(), (record / "artifact.trit").read_bytes()
+    damaged = bytearray(artifact)
     damaged[len(damaged) // 2] ^= 1
-    (tmp_path / "damaged").write_bytes(damaged)
-    files = {"artifact.trit": tmp_path / "damaged", "data": data}
-    done = run_alone((record / "train_gpt.py").read_bytes(), files, environ={"DATA_PATH": "data"}, folder=tmp_path / "alone")
-    assert done.returncode != 0 and "val_bpb" not in done.stdout
+    tried = {
+        "with the artifact": (counted, given | {"artifact.trit": artifact}),
+        "readable": ((record / "train_gpt_readable.py").read_bytes(), given | {"artifact.trit": artifact}),
+        "damaged": (counted, given | {"artifact.trit": bytes(damaged)}),
+        "without the artifact": (counted, given),
+    }
+    jobs = [Job(name, program, files, {"DATA_PATH": "data"}) for name, (program, files) in tried.items()]
+    return dict(zip(tried, run_jobs(jobs, tmp_path_factory.mktemp("alone")).results, strict=True))
+
+
+@pytest.mark.parametrize("form", ["with the artifact", "readable"])
+def test_counted_file_alone_gives_the_recorded_score_in_either_form(form, record, alone):
+    assert alone[form].returncode == 0, alone[form].stderr
+    submission = json.loads((record / "submission.json").read_text())
+    assert f"val_bpb:{submission['val_bpb']:.8f}" in alone[form].stdout
+
+
+def test_counted_file_trains_when_there_is_no_artifact(record, alone):
+    done = alone["without the artifact"]
+    assert done.returncode == 0, done.stderr
+    assert "step:12/12" in done.stdout
+    # the same seed, the same weights: the counted program trains exactly what the package trained
+    assert (done.folder / "artifact.trit").read_bytes() == (record / "artifact.trit").read_bytes()
+
+
+def test_a_damaged_artifact_is_refused(alone):
+    assert alone["damaged"].returncode != 0 and "val_bpb" not in alone["damaged"].stdout
 
 
 @pytest.mark.slow
@@ -130,16 +138,23 @@ def test_a_model_trained_in_floats_is_allocated_to_the_cap_and_comes_back_bit_fo
     assert (tmp_path / "alone" / "artifact.trit").read_bytes() == (record / "artifact.trit").read_bytes()
 
 
-def test_failures_say_what_to_do(trained, data, tmp_path):
-    assert "train first" in run("build_submission.py", "--run", tmp_path).stderr
-    over = run("train_gpt.py", *TINY, f"data_path={data}", f"out_path={tmp_path}", "track.cap_bytes=13000")
-    assert over.returncode and "exceeds track.cap_bytes=13,000" in over.stderr and "saves about" in over.stderr
-    wrong = run("train_gpt.py", *TINY, f"data_path={data}", f"out_path={tmp_path}", "model.vocab_size=512")
-    assert wrong.returncode and "set model.vocab_size=260" in wrong.stderr
-    missing = run("train_gpt.py", *TINY, "data_path=nowhere", f"out_path={tmp_path}")
-    assert missing.returncode and "trit.data.prepare" in missing.stderr
-    for done in (over, wrong, missing):
-        assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+def test_failures_say_what_to_do(data, tmp_path):
+    expected = {
+        "track.cap_bytes=13000": ("exceeds track.cap_bytes=13,000", "saves about"),
+        "model.vocab_size=512": ("set model.vocab_size=260",),
+        "data_path=nowhere": ("trit.data.prepare",),
+    }
+    commands = [[*TINY, f"data_path={data}", f"out_path={tmp_path}", changed] for changed in expected]
+    done = subprocess.run([sys.executable, "-c", TRY_ALL, json.dumps(commands)], cwd=ROOT, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(expected) and done.stderr == ""
+    for line, words in zip(lines, expected.values()):
+        assert line.startswith("error: ") and all(word in line for word in words)
+
+
+def test_a_build_without_a_run_says_what_to_do_first(tmp_path):
+    done = run("build_submission.py", "--run", tmp_path)
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and "train first" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
