@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trit.bundle import mixing
+from trit.bundle import mixing, mixing_encoder
 from trit.bundle.bundle import smallest
 from trit.bundle.verify import BundleError, find_pythons, verify
 from trit.bundle.wrap import expand, wrap
@@ -25,9 +25,9 @@ def run(python, path):
 
 @pytest.mark.parametrize("text", ["x", "\n", "ab" * 300, "é▁", SOURCE, "'''\"\"\"\\\r\x00", "x=1\n" * 200 + "é"])
 def test_round_trip_without_running(text):
-    wrapped = mixing.mixed_file(text)
+    wrapped = mixing_encoder.mixed_file(text)
     assert expand(wrapped) == text == mixing.expand_mixed(wrapped)
-    assert mixing.mixed_file(text) == wrapped and b"\r" not in wrapped and b"\0" not in wrapped
+    assert mixing_encoder.mixed_file(text) == wrapped and b"\r" not in wrapped and b"\0" not in wrapped
 
 
 @pytest.mark.parametrize("needs_source", [False, True])
@@ -36,7 +36,7 @@ def test_every_python_decodes_alike(tmp_path, word, needs_source):
     program = PROGRAM.replace("TEXT", word)
     if needs_source:
         program += "assert inspect.getsource(f) == 'def f(x):\\n return x\\n'\n"
-    wrapped = mixing.mixed_file(program, needs_source)
+    wrapped = mixing_encoder.mixed_file(program, needs_source)
     (tmp_path / "train_gpt.py").write_bytes(wrapped)
     assert verify(wrapped)["source"] == program
     for python in {sys.executable, *find_pythons().values()}:
@@ -48,12 +48,12 @@ def test_it_is_chosen_where_it_is_smallest():
     long = "".join(Path(mixing.__file__).with_name(name).read_text() for name in ("fold.py", "emit.py", "shake.py", "folder.py"))
     for text, best in ((long, True), ("print(1)\n", False)):
         wrapped = smallest(text, ("brotli", "zlib", "mixing"), False)
-        mixed, other = mixing.mixed_file(text), wrap(text, ("brotli", "zlib"))
+        mixed, other = mixing_encoder.mixed_file(text), wrap(text, ("brotli", "zlib"))
         assert wrapped == (mixed if best else other) and (len(mixed) < len(other)) == best
 
 
 def test_another_decoder_or_payload_is_not_expanded():
-    wrapped = mixing.mixed_file(SOURCE)
+    wrapped = mixing_encoder.mixed_file(SOURCE)
     assert expand(wrapped) == SOURCE
     for old, new in (
         (b"exec(o)", b"exec(o+s)"),
@@ -69,7 +69,7 @@ def test_another_decoder_or_payload_is_not_expanded():
     longer = wrapped.replace(b"<%d:" % len(SOURCE), b"<%d:" % 999_999)
     assert longer != wrapped and mixing.expand_mixed(longer) is None
     assert mixing.expand_mixed(wrapped.replace(b"<%d:" % len(SOURCE), b"<%d:" % 9_999_999)) is None
-    assert mixing.mixed_file("") is None and mixing.mixed_file("x" * (mixing.LONGEST + 1)) is None
+    assert mixing_encoder.mixed_file("") is None and mixing_encoder.mixed_file("x" * (mixing_encoder.LONGEST + 1)) is None
     middle = len(mixing.HEAD) + 200
     changed = wrapped[:middle] + bytes([wrapped[middle] ^ 1 or 7]) + wrapped[middle + 1 :]
     assert mixing.expand_mixed(changed) != SOURCE
@@ -81,24 +81,24 @@ def test_results_on_a_rounding_edge_are_refused(monkeypatch):
             mixing.rounded(value)
     assert [mixing.rounded(value) for value in (0.0, 1e-15, -1e-15, 0.999, -0.999, 2.5, -2.5)] == [0, 0, 0, 0, 0, 2, -2]
     monkeypatch.setattr(mixing, "MARGIN", 0.1)
-    mixing.encode.cache_clear()
-    assert mixing.mixed_file(SOURCE + "#") is None
-    mixing.encode.cache_clear()
+    mixing_encoder.encode.cache_clear()
+    assert mixing_encoder.mixed_file(SOURCE + "#") is None
+    mixing_encoder.encode.cache_clear()
 
 
 def test_a_library_that_differs_in_the_last_digits_decodes_the_same_text(monkeypatch):
-    payload, shaken = mixing.encode(SOURCE), random.Random(0)
+    payload, shaken = mixing_encoder.encode(SOURCE), random.Random(0)
 
     class Library:
         log = staticmethod(lambda x: math.log(x) * (1 + shaken.choice((-1, 0, 1)) * 2**-52))
         exp = staticmethod(lambda x: math.exp(x) * (1 + shaken.choice((-1, 0, 1)) * 2**-52))
 
     monkeypatch.setattr(mixing, "math", Library)
-    assert mixing.decode(payload, len(SOURCE), mixing.latin(SOURCE)[1]) == SOURCE
+    assert mixing.decode(payload, len(SOURCE), mixing_encoder.latin(SOURCE)[1]) == SOURCE
 
 
 def test_a_payload_with_both_quotes_is_left_to_other_packers(monkeypatch):
-    monkeypatch.setattr(mixing, "encode", lambda text: "a'''b\"\"\"c")
-    assert mixing.mixed_file("x") is None
-    monkeypatch.setattr(mixing, "encode", lambda text: "a'''b")
-    assert b'r"""a' in mixing.mixed_file("x")
+    monkeypatch.setattr(mixing_encoder, "encode", lambda text: "a'''b\"\"\"c")
+    assert mixing_encoder.mixed_file("x") is None
+    monkeypatch.setattr(mixing_encoder, "encode", lambda text: "a'''b")
+    assert b'r"""a' in mixing_encoder.mixed_file("x")

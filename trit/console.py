@@ -1,7 +1,7 @@
 """What every command shares: bars of long work, lines beside them, one JSON object for machines, errors of one line.
 
 Bars stand on stderr, only where that is a terminal, on rank 0, and vanish when their work ends or fails: what stays are the lines, so
-that a log is the same with and without a terminal. A bar is made where the work is: in trit/data (documents, shards), trit/bundle/mixing.py
+that a log is the same with and without a terminal. A bar is made where the work is: in trit/data (documents, shards), trit/bundle/mixing_encoder.py
 (characters packed), trit/proof and trit/eval/certify.py (runs and searches), trit/study (trainings), trit/use (tokens). Shipped modules know
 nothing of a terminal; trit/bars.py makes theirs, by wrapping what they are given: training, scoring, calibration, allocation, packing.
 """

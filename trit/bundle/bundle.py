@@ -17,7 +17,7 @@ from trit.bundle.cache import Memory, fingerprint, sources_sha256
 from trit.bundle.dialect import lint
 from trit.bundle.emit import minified, readable, strip_symbol
 from trit.bundle.messages import number_messages, table_text
-from trit.bundle.mixing import mixed_file
+from trit.bundle.mixing_encoder import mixed_file
 from trit.bundle.modules import load
 from trit.bundle.names import walk
 from trit.bundle.shake import join, needed_imports, reachable

@@ -6,6 +6,7 @@ A latin-1 file stores 253 of 256 byte values as they are, so the literal costs a
 
 import ast
 import lzma
+import re
 import zlib
 
 from trit.bundle.mixing import expand_mixed
@@ -46,26 +47,14 @@ def literal_bytes(payload):
 
 def quoted(payload, quote):
     """A literal with one kind of quote. Only NUL, CR, backslash, the quote and (in one-line literals) LF need escapes."""
-    mark, triple, out = quote[:1], len(quote) == 3, bytearray(quote)
-    run = 0
-    for index, byte in enumerate(payload):
-        one, last = bytes([byte]), index + 1 == len(payload)
-        run = run + 1 if one == mark else 0
-        if byte == 0:
-            digit = not last and payload[index + 1] in b"01234567"
-            out += b"\\x00" if digit else b"\\0"
-        elif byte == 13:
-            out += b"\\r"
-        elif byte == 92:
-            out += b"\\\\"
-        elif byte == 10 and not triple:
-            out += b"\\n"
-        elif one == mark and (not triple or run == 3 or last):
-            out += b"\\" + one
-            run = 0
-        else:
-            out += one
-    return bytes(out + quote)
+    mark, triple = quote[:1], len(quote) == 3
+    out = re.sub(rb"\0(?=[0-7])", rb"\\x00", payload.replace(b"\\", b"\\\\")).replace(b"\0", b"\\0").replace(b"\r", b"\\r")
+    if not triple:
+        return quote + out.replace(b"\n", b"\\n").replace(mark, b"\\" + mark) + quote
+    out = out.replace(quote, mark * 2 + b"\\" + mark)  # three in a row would end the literal, and so would one at its end
+    if out.endswith(mark) and not out.endswith(mark * 2 + b"\\" + mark):
+        out = out[:-1] + b"\\" + mark
+    return quote + out + quote
 
 
 def wrap(source, codecs=("brotli", "lzma", "zlib"), needs_source=False):
