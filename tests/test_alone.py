@@ -1,11 +1,14 @@
 """Counted files run alone: several in one process and yet apart, behind walls, and whatever they touch is reported."""
 
 import subprocess
+import sys
 import time
 
 import pytest
 
 from trit.bundle.alone import KILLED, Job, run_alone, run_jobs
+from trit.bundle.mixing import decoder_bytes
+from trit.bundle.mixing_encoder import mixed_file
 
 REPORT = b"""
 import os, sys
@@ -108,3 +111,36 @@ def test_nothing_left_for_the_exit_runs(tmp_path):
     program = b"import atexit\natexit.register(lambda: open('late.txt', 'w').write('x'))\n"
     (result,) = run_jobs([Job("a", program)], tmp_path).results
     assert result.returncode == 0 and not (result.folder / "late.txt").exists()
+
+
+LOOKS_ROUND = (
+    """
+import sys, math
+def f():
+    return math.pi
+print(__name__, __file__, sys.argv, sys.modules['__main__'].f is f, sorted(globals()), T, o[:9], w, p, sum(u), len(h), '\u00e9')
+h.append(1)
+f.__globals__['math'].seen = getattr(math, 'seen', 0)
+"""
+    + "# what is mixed has to be longer than its decoder\n" * 30
+)
+
+
+@pytest.mark.parametrize("needs_source", [False, True])
+def test_a_mixed_file_is_decoded_once_and_runs_as_python_runs_it(needs_source, tmp_path):
+    wrapped = mixed_file(LOOKS_ROUND, needs_source)
+    assert wrapped[: decoder_bytes(wrapped)].endswith(b"\n") and wrapped[decoder_bytes(wrapped) :].startswith(b"T=0;")
+    (tmp_path / "train_gpt.py").write_bytes(wrapped)
+    program = "import runpy, sys; sys.argv = ['train_gpt.py']; runpy.run_path('train_gpt.py', run_name='__main__')"
+    plain = subprocess.run([sys.executable, "-I", "-B", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    session = run_jobs([Job("a", wrapped), Job("b", wrapped, {"more": b""})], tmp_path / "runs")
+    assert [result.stdout for result in session.results] == [plain.stdout] * 2 and "True" in plain.stdout
+    assert session.results[1].seconds < session.results[0].seconds
+
+
+def test_a_file_that_only_looks_mixed_runs_as_it_is(tmp_path):
+    wrapped = mixed_file(LOOKS_ROUND)
+    edited = wrapped.replace(b"o+=k;", b"o+=k;print(len(o)if len(o)<3 else'',end='');", 1)
+    assert edited != wrapped and decoder_bytes(edited) == decoder_bytes(b"print(1)") == 0
+    results = run_jobs([Job("a", edited), Job("b", edited)], tmp_path).results
+    assert [result.stdout[:2] for result in results] == ["12", "12"]

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from trit.bundle.mixing import decoder_bytes
 from trit.bundle.verify import BundleError
 
 RUNNER = Path(__file__).with_name("runner.py")
@@ -99,6 +100,7 @@ def make_plan(jobs, folders, root, network):
             "arguments": list(map(str, job.arguments)),
             "output": str(root / "logs" / f"{number}.out"),
             "errors": str(root / "logs" / f"{number}.err"),
+            "decoder_bytes": decoder_bytes(job.program),
         }
         for number, (job, folder) in enumerate(zip(jobs, folders))
     ]

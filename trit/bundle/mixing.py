@@ -100,8 +100,8 @@ def file_around(payload, quote, length, alphabet, needs_source):
     return HEAD + (quote + payload + quote).encode("l1") + decoder.rstrip().encode()
 
 
-def expand_mixed(wrapped):
-    """The source text in a file that `mixed_file` wrote, byte for byte its form; None for any other file. Nothing of it is run."""
+def mixed_form(wrapped):
+    """(payload, length, alphabet) of a file that `mixed_file` wrote, byte for byte its form; None for any other file."""
     if not wrapped.startswith(HEAD):
         return None
     text = wrapped.decode("l1")
@@ -110,10 +110,20 @@ def expand_mixed(wrapped):
     length, alphabet = re.search(r"len\(o\)<(\d{1,7}):", text[end:]), 128 if "c<128" in text[end:] else 256
     if quote not in QUOTES or not length or not 0 < int(length[1]) <= LONGEST:
         return None
-    for needs_source in (False, True):
-        if wrapped == file_around(payload, quote, int(length[1]), alphabet, needs_source):
-            try:
-                return decode(payload, int(length[1]), alphabet)
-            except (IndexError, ArithmeticError, ValueError):
-                return None
-    return None
+    forms = (file_around(payload, quote, int(length[1]), alphabet, needs_source) for needs_source in (False, True))
+    return (payload, int(length[1]), alphabet) if wrapped in forms else None
+
+
+def expand_mixed(wrapped):
+    """The source text in a file that `mixed_file` wrote; None for any other file. Nothing of it is run."""
+    form = mixed_form(wrapped)
+    try:
+        return form and decode(*form)
+    except (IndexError, ArithmeticError, ValueError):
+        return None
+
+
+def decoder_bytes(wrapped):
+    """Bytes at the start of a file that `mixed_file` wrote which only decode: they read nothing but themselves, so they leave the same
+    names behind whenever they run. 0 for any other file."""
+    return wrapped.rindex(b"\nT=0;") + 1 if mixed_form(wrapped) else 0

@@ -4,6 +4,8 @@
 Reports are JSON lines on a pipe, sent as things happen: what was reported cannot be taken back by the program that is watched.
 """
 
+import builtins
+import copy
 import ctypes
 import gc
 import json
@@ -13,6 +15,7 @@ import struct
 import sys
 import time
 import traceback
+import types
 
 PATH_EVENTS = ("open", "glob.glob", "sqlite3.connect", "os.truncate", "os.rename", "os.remove", "os.link", "os.symlink")
 PROCESS_EVENTS = (
@@ -30,6 +33,7 @@ QUIET_SOCKETS = ("socket.__new__", "socket.gethostname")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 # Landlock: syscall numbers are the same on every architecture; every access to files but executing them is handled.
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF, NO_NEW_PRIVILEGES = 444, 445, 446, 38
+DECODED = {}  # {bytes that decode: the names they left behind}
 READ_FILE, READ_DIR, ALL_ACCESS, FILE_ACCESS = 1 << 2, 1 << 3, (1 << 13) - 2, 1 << 1 | 1 << 2
 
 
@@ -103,6 +107,28 @@ def file_wall(readable, writable):
         return False
 
 
+def run_decoded(watch, size):
+    """Run a counted file whose first `size` bytes only decode its program: they run once for all jobs of the same bytes, and what they left
+    behind is given to the rest of the file each time, in a module like that of `runpy.run_path`."""
+    watch.quiet = True
+    with open("train_gpt.py", "rb") as file:
+        decoder, rest = file.read(size), file.read()
+    if decoder not in DECODED:
+        left = {}
+        exec(compile(decoder, "train_gpt.py", "exec"), left)
+        del left["__builtins__"]
+        DECODED[decoder] = left | {"T": 0}  # the rest begins with T=0: the decoder's tables need no copies
+    module = types.ModuleType("__main__")
+    vars(module).update(copy.deepcopy({name: value for name, value in DECODED[decoder].items() if name != "math"}))
+    vars(module).update(math=DECODED[decoder]["math"], __file__="train_gpt.py", __cached__=None, __package__="", __builtins__=builtins)
+    outer, sys.modules["__main__"] = sys.modules["__main__"], module
+    watch.quiet = False
+    try:
+        exec(compile(rest, "train_gpt.py", "exec"), vars(module))
+    finally:
+        sys.modules["__main__"] = outer
+
+
 def run_job(watch, number, job):
     """Run one counted file as `__main__` in its folder, output to the job's files; reports the exit status."""
     os.chdir(job["folder"])
@@ -117,7 +143,10 @@ def run_job(watch, number, job):
     watch.report(start=number)
     watch.quiet = False
     try:
-        runpy.run_path("train_gpt.py", run_name="__main__")
+        if job["decoder_bytes"]:
+            run_decoded(watch, job["decoder_bytes"])
+        else:
+            runpy.run_path("train_gpt.py", run_name="__main__")
     except SystemExit as request:
         code = request.code if isinstance(request.code, int) else int(request.code is not None)
         if code and request.code is not code:

@@ -1,6 +1,7 @@
 """Whether the package, given a record's configuration, writes the record's counted file again. Input: an `Entry`; output: a `Check`."""
 
 from trit.bundle.bundle import ALL_CODECS, QUICK_CODECS, bundle
+from trit.bundle.mixing import decoder_bytes
 from trit.bundle.modules import DialectError
 from trit.config_load import from_dict
 from trit.library import LIBRARIES
@@ -22,7 +23,8 @@ def same_build(entry):
     made_by, own = entry.submission.get("versions", {}).get("trit", "an unnamed version"), package_sha256()
     try:
         config = from_dict(entry.config)
-        for shake, codecs, how in BUILDS:
+        mixed = bool(decoder_bytes(entry.program))  # only a build with all codecs can be
+        for shake, codecs, how in (build for build in BUILDS if ("mixing" in build[1]) == mixed):
             built = bundle(config, library=library, shake=shake, codecs=codecs, remember=False)
             if built.wrapped == entry.program:
                 return check(name, True, f"{how}, sha256 {built.sha256}")
