@@ -202,6 +202,20 @@ def test_what_may_be_touched(event, failing):
     assert [item.name for item in touched_checks(session) if item.verdict == "fail"] == ([failing] if failing else [])
 
 
+def test_a_run_that_failed_has_no_scores(tmp_path):
+    """Also where it wrote losses before it failed; rows are cut to whole ones."""
+    losses, rows = np.arange(3.0), np.arange(7.0)
+    losses.tofile(tmp_path / certify.LOSSES)
+    done = JobResult(tmp_path, (), 0, "", "", 1.0, ())
+    found = certify.read_scores(done, 3)
+    assert np.array_equal(found.losses, losses) and found.rows.shape == (0, 3)
+    rows.tofile(tmp_path / certify.ROWS)
+    assert certify.read_scores(done, 3).rows.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert certify.read_scores(done._replace(returncode=1), 3) is None
+    (tmp_path / certify.LOSSES).unlink()
+    assert certify.read_scores(done, 3) is None
+
+
 def test_the_log_is_read_at_the_start_of_lines_only():
     log = 'log.line(f"final_ternary_roundtrip_exact val_loss:1 val_bpb:2")\nfinal_int8_zlib_roundtrip_exact val_loss:1.5 val_bpb:2.5\n'
     assert claims.final_line(log + "final_ternary_roundtrip_exact val_loss:1.25 val_bpb:2.25 eval_time:5ms\n  final_") == {

@@ -38,6 +38,13 @@ def test_jsonl_reads_plain_and_compressed(tmp_path, name):
     assert list(open_corpus(tmp_path / name)) == expected
 
 
+def test_frames_may_end_inside_a_line(tmp_path):
+    data = "".join(json.dumps({"text": text}) + "\n" for text in ("one", "zwei\nß", "three")).encode()
+    for cut in range(len(data) + 1):
+        (tmp_path / "c.jsonl.zst").write_bytes(zstandard.compress(data[:cut]) + zstandard.compress(data[cut:]))
+        assert list(open_corpus(tmp_path / "c.jsonl.zst")) == ["one", "zwei\nß", "three"], cut
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

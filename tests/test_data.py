@@ -80,6 +80,9 @@ def test_foreign_id_is_named_with_its_position(tmp_path, monkeypatch):
     assert len(read_shard(path, 601)) == 8
     with pytest.raises(ValueError, match="token 6 is 512, outside model.vocab_size=512"):
         read_shard(path, 512)
+    # The smallest vocabulary that holds all ids is let in, the one below it is not.
+    with pytest.raises(ValueError, match="token 7 is 600, outside model.vocab_size=600"):
+        read_shard(path, 600)
     with pytest.raises(ValueError, match="token 1 is 70000"):
         write_shard(path, np.array([1, 70000]))
     with pytest.raises(ValueError, match="token 0 is -1"):

@@ -31,6 +31,7 @@ BREACHES = {
     "wrong place": (PROGRAM, '{"w": 1.5}, cfg, tokens', 'cfg, {"w": 1.5}, tokens', "must pass `cfg`"),
     "forgotten": (PROGRAM, "arch.extra(cfg)", "arch.extra()", "must pass `cfg`"),
     "star before": (PROGRAM, "arch.extra(cfg)", "arch.extra(*[], cfg)", "must pass `cfg`"),
+    "splat before": (PROGRAM, '{"w": 1.5}, cfg, tokens', '*[{"w": 1.5}], cfg, tokens', "must pass `cfg`"),
     "other name": (LAYERS, "dead_code(ops, x):\n    return ops.unused_op(x)", "dead_code(o, x):\n    return x", "another name"),
     "foreign callee": (PROGRAM, "print(arch.extra(cfg))", "print(cfg)", "not a top-level function"),
     "getattr": (PROGRAM, "print(arch.extra(cfg))", 'print(getattr(cfg, "model"))', "getattr"),

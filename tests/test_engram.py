@@ -3,7 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from model_fixtures import BACKENDS, graphs_of_run, largest_difference, load_arch, random_arrays, random_tokens, start, tiny_config
+from model_fixtures import (
+    BACKENDS,
+    arch_names,
+    graphs_of_run,
+    largest_difference,
+    load_arch,
+    logits_of,
+    random_arrays,
+    random_tokens,
+    start,
+    tiny_config,
+)
 from test_parity import mixed
 
 from trit.config_load import load
@@ -177,3 +188,14 @@ def test_mlx_traces_both_kinds_of_steps_before_the_clock():
     for number in range(7):
         stepped(trained, random_tokens(cfg, 4, 33, number), number)
     assert traced == []
+
+
+@pytest.mark.parametrize("name", arch_names())
+def test_a_memory_that_says_nothing_leaves_the_model_as_it_is(name):
+    """It is added to the stream of every architecture, and replaces nothing of it."""
+    cfg, plain = tiny_config(name, engram_buckets=64), tiny_config(name)
+    arrays, tokens = random_arrays(load_arch(name).param_specs(cfg)), random_tokens(cfg, 2, 17)
+    silent = arrays | {"engram.value": np.zeros_like(arrays["engram.value"])}
+    without = {spec.name: arrays[spec.name] for spec in load_arch(name).param_specs(plain)}
+    assert np.array_equal(logits_of(cfg, silent, tokens), logits_of(plain, without, tokens))
+    assert largest_difference({"": logits_of(cfg, arrays, tokens)}, {"": logits_of(plain, without, tokens)}) > 1e-4

@@ -1,5 +1,6 @@
 """Validation text stays unread until the artifact is hashed, however its path is spelt, and everything else works as before."""
 
+import contextlib
 import hashlib
 import io
 import mmap
@@ -111,6 +112,17 @@ def test_no_spelling_gets_through(spelling, folder):
             open(SPELLINGS[spelling].format(folder=folder), "rb")
         firewall.release(b"artifact")
         open(SPELLINGS[spelling].format(folder=folder), "rb").close()
+
+
+@pytest.mark.parametrize(
+    "mode, reads", [("r", True), ("rb", True), ("r+b", True), ("a+b", True), ("w+b", True), ("ab", False), ("wb", False)]
+)
+def test_every_mode_that_can_read_is_refused(mode, reads, folder):
+    with Firewall() as firewall:
+        for name in ("x_train_000000.bin", VALIDATION):
+            with pytest.raises(ValidationReadError) if reads and name == VALIDATION else contextlib.nullcontext():
+                open(folder / name, mode).close()
+        assert len(firewall.attempts) == reads
 
 
 def test_named_paths_are_found_under_other_names(folder):

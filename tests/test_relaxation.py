@@ -8,7 +8,7 @@ from cell_fixtures import OPS, cell_config, operator
 from trit.layers.anderson import anderson
 from trit.layers.equilibrium import force as cell_force
 from trit.layers.newton import critical_steps, newton, own_blocks
-from trit.layers.relaxation import adapting, norms, residual, stepping
+from trit.layers.relaxation import adapting, norms, residual, stepping, text_residual
 
 SPAN, START = (0.005, 0.1), 0.05
 
@@ -35,6 +35,13 @@ def linear(matrix):
         return before[-1][1]
 
     return force, torch.tensor([[[0.8, 0.6]]], dtype=torch.float64), noted
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e-3, 1e3])
+def test_a_residual_is_a_share_of_the_state_at_each_position(factor):
+    z, pull = torch.tensor([[[3.0, 4.0], [0.0, 2.0]]]) * factor, torch.tensor([[[0.6, -0.8], [0.0, 4.0]]]) * factor
+    assert np.allclose(residual(OPS, pull, z).numpy(), [[0.2, 2.0]])
+    assert np.allclose(text_residual(OPS, pull, z).numpy(), (17 / 29) ** 0.5)
 
 
 @pytest.mark.parametrize("a,b", [(-2.0, 0.0), (-0.3, 3.5), (-0.5, 8.0), (-0.1, 10.0)])

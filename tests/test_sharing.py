@@ -5,7 +5,7 @@ import pytest
 from model_fixtures import BACKBONE, BACKENDS, largest_difference, load_arch, logits_of, random_arrays, random_tokens, start, tiny_config
 
 from trit.layers.backbone import mixers_of
-from trit.layers.sharing import PER_LAYER, block_map
+from trit.layers.sharing import PER_LAYER, Tally, block_map
 from trit.params import parameter_count
 
 DEPTH = {"num_layers": 4, "grad_clip_norm": 0}
@@ -98,6 +98,16 @@ def test_calibration_sees_the_mean_over_all_uses(backend):
     one, two = (side.module.observe(side.ops, load_arch("unet"), cfg, p, tokens, process) for cfg, p in ((deep, arrays), (flat, copies)))
     for part in ("attn.qkv", "attn.out", "mlp.in", "mlp.out"):
         assert np.abs(one[f"block0.{part}"] - (two[f"block0.{part}"] + two[f"block1.{part}"]) / 2).max() < 1e-4
+
+
+@pytest.mark.parametrize("uses", [1, 2, 3, 7])
+def test_a_tally_is_the_mean_over_any_number_of_uses(uses):
+    moments, means = np.random.default_rng(uses).normal(size=(uses, 2, 3, 3)), {}
+    tally = Tally(means, lambda name: name.partition(".")[2])
+    for use, parts in enumerate(moments):
+        for part, moment in zip("ab", parts):
+            tally[f"{use}.{part}"] = moment
+    assert means.keys() == {"a", "b"} and all(np.allclose(means[part], moments[:, i].mean(0)) for i, part in enumerate("ab"))
 
 
 @pytest.mark.parametrize(

@@ -320,3 +320,14 @@ def test_the_parts_are_where_the_settings_say():
     assert "last.kerr" in names and "last.edges" not in names and "middle.edges" in names
     bare = SimpleNamespace(param_specs=sem.param_specs(tiny_config(NAME, propagators=0)))
     assert not [spec.name for spec in bare.param_specs if spec.name.startswith(("last", "middle"))]
+
+
+@pytest.mark.parametrize("layers, wanted", [(1, "0ml"), (2, "0m1l"), (3, "01m2l"), (4, "01m23l"), (5, "012m34l")])
+def test_propagators_stand_in_the_middle_and_at_the_end(layers, wanted, monkeypatch):
+    cfg, arrays = case(num_layers=layers)
+    for name, place in (("complex_ssm_layer", 3), ("kerr_turn", 3)):
+        before = getattr(sem, name)
+        monkeypatch.setattr(sem, name, lambda *given, before=before, place=place: met.append(given[place]) or before(*given))
+    met, p = [], tensors(arrays)
+    sem.forward(torch_ops, p, cfg, torch.from_numpy(random_tokens(cfg, 1, 9)))
+    assert "".join(name.removeprefix("layer")[0] for name in met) == wanted
