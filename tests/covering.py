@@ -9,10 +9,11 @@ import pytest
 def covering(axes, allowed=lambda *row: True, fast=lambda *row: True):
     """pytest parameters of every allowed row of the product of `axes`, those outside a covering set of pairs marked slow.
 
-    `axes` is a list of lists of values, each with the cheapest first, for ties are broken in their order. `allowed(*row)` says whether a
+    `axes` are the values of each axis, the cheapest first: ties are broken in their order. `allowed(*row)` says whether a
     row can be, `fast(*row)` whether the fast suite can afford it; pairs that stand in no such row are left to the slow suite or to
     nobody.
     """
+    axes = [list(axis) for axis in axes]
     rows = [row for row in itertools.product(*(range(len(axis)) for axis in axes)) if allowed(*values(axes, row))]
     chosen = covering_rows([row for row in rows if fast(*values(axes, row))])
     return [
