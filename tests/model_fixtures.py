@@ -4,8 +4,8 @@ import json
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
 import torch
+from covering import covering
 from torch._dynamo.utils import counters
 
 from trit.config_load import known_fields, load
@@ -108,12 +108,18 @@ def takes(name, settings):
 
 # Every row on the plainest architecture, those that combine several on all: `make test-all` runs the rest.
 COMBINED = ("odd_all", "isolated", "recurrent_deep", "shared", "experts_all", "feedback_twice", "modal_isolated")
-MODELS = [
-    pytest.param(name, flags, id=f"{name}-{flags}", marks=[] if name == "unet" or flags in COMBINED else pytest.mark.slow)
-    for name in arch_names()
-    for flags in FLAG_SETS
-    if takes(name, FLAG_SETS[flags])
-]
+
+
+def models_with(*axes):
+    """pytest parameters (architecture, row of FLAG_SETS, one value of each of `axes`); the fast suite has a covering set of them."""
+    return covering(
+        [arch_names(), list(FLAG_SETS), *axes],
+        lambda name, flags, *_: takes(name, FLAG_SETS[flags]),
+        lambda name, flags, *_: name == "unet" or flags in COMBINED,
+    )
+
+
+MODELS = models_with()
 
 # Parts of the evaluator; `evaluating` gives a configuration in which each of them does something on a text of some hundred tokens.
 EVAL_SETS = {

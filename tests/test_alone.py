@@ -94,8 +94,8 @@ print(subprocess.run(['cat', path], capture_output=True, text=True).stdout)
 def test_a_run_that_takes_too_long_ends_with_its_children(tmp_path):
     program = b"import subprocess, time\nsubprocess.Popen(['sleep', '60'])\nprint('begun', flush=True)\ntime.sleep(60)\n"
     begin = time.perf_counter()
-    session = run_jobs([Job("a", b"print(1)"), Job("b", program), Job("c", b"print(2)")], tmp_path, timeout=3)
-    assert session.timed_out and time.perf_counter() - begin < 20
+    session = run_jobs([Job("a", b"print(1)"), Job("b", program), Job("c", b"print(2)")], tmp_path, timeout=8)
+    assert session.timed_out and time.perf_counter() - begin < 40
     assert [result.returncode for result in session.results] == [0, KILLED, KILLED]
     assert [result.stdout for result in session.results] == ["1\n", "begun\n", ""]
     with pytest.raises(subprocess.TimeoutExpired):

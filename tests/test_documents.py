@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from covering import covering
 from model_fixtures import (
     BACKENDS,
     TINY_CAPSULES,
@@ -41,13 +42,15 @@ FLAGS = {
     "feedback": TINY_FEEDBACK | {"feedback_passes": 2},
     "experts": TINY_EXPERTS,
 }
-MODELS = [
-    pytest.param(name, flags, backend, marks=[pytest.mark.slow] * (name == "equilibrium" and backend == "mlx"))  # many products, slow there
-    for name in arch_names()
-    for flags in FLAGS
-    if takes(name, FLAGS[flags])
-    for backend in BACKENDS
-]
+
+
+def models_with(*axes):
+    """pytest parameters (architecture, row of FLAGS, library, one value of each of `axes`), a covering set in the fast suite."""
+    return covering(
+        [arch_names(), list(FLAGS), BACKENDS, *axes],
+        lambda name, flags, *_: takes(name, FLAGS[flags]),
+        lambda name, flags, backend, *_: (name, backend) != ("equilibrium", "mlx"),  # many products, slow there
+    )
 
 
 def build(name, flags, isolated=True):
@@ -80,8 +83,7 @@ def rewritten(tokens, begin, end):
         yield changed
 
 
-@pytest.mark.parametrize("case", SEVERAL)
-@pytest.mark.parametrize("name,flags,backend", MODELS)
+@pytest.mark.parametrize("name,flags,backend,case", models_with(SEVERAL))
 def test_no_change_of_a_document_moves_a_bit_of_another(name, flags, backend, case):
     cfg, arrays = build(name, flags)
     tokens, documents = window(case)
@@ -103,8 +105,7 @@ def test_without_the_option_documents_do_reach_each_other(name, flags):
     assert (moved[:begin] == 0).all() and (moved[end:] > 0).all()
 
 
-@pytest.mark.parametrize("case", ["whole", "unfinished"])
-@pytest.mark.parametrize("name,flags,backend", MODELS)
+@pytest.mark.parametrize("name,flags,backend,case", models_with(["whole", "unfinished"]))
 def test_one_document_alone_is_scored_as_without_the_option(name, flags, backend, case):
     cfg, arrays = build(name, flags)
     tokens = window(case)[0]
@@ -121,8 +122,7 @@ def by_itself(cfg, tokens, begin, end):
     return np.concatenate([np.full((2, lead), BOS_ID + 1, np.int32), tokens[:, begin:end]], 1), lead
 
 
-@pytest.mark.parametrize("case", SEVERAL)
-@pytest.mark.parametrize("name,flags,backend", MODELS)
+@pytest.mark.parametrize("name,flags,backend,case", models_with(SEVERAL))
 def test_a_document_inside_a_window_is_scored_as_if_it_were_alone(name, flags, backend, case):
     cfg, arrays = build(name, flags)
     tokens, documents = window(case)

@@ -2,7 +2,9 @@
 and every tensor of every preset gets a gradient within three steps."""
 
 import dataclasses
+import functools
 import hashlib
+import itertools
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from model_fixtures import TINY_CAPSULES, TINY_EXPERTS, TINY_FEEDBACK, random_to
 from trit.bundle.bundle import shaken_text
 from trit.config import SECTIONS
 from trit.config_load import ROOT, known_fields, load
+from trit.data.shards import write_shard
+from trit.data.token_ids import BOS_ID
 from trit.models import arch_names, load_arch
 from trit.ops import torch_ops
 from trit.submission import compressed, find_calibration, load_artifact, score_arrays, train_weights
@@ -155,7 +159,19 @@ ELSEWHERE = {
 }
 
 
-BEFORE = {}  # digests of configurations that several settings are compared with: the data of every test are the same
+BEFORE = {}  # stages of configurations that several settings are compared with: the data of every test are the same
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory):
+    """A data folder of byte260: documents of a few repeated words each, 6,000 training and 700 validation tokens with ids below 64."""
+    generator, folder = np.random.default_rng(0), tmp_path_factory.mktemp("documents")
+    words = [generator.integers(4, 64, 5) for _ in range(12)]
+    for split, count in (("train", 1200), ("val", 140)):
+        text = np.concatenate([words[i] for i in generator.integers(0, 12, count)])
+        text[::25] = BOS_ID
+        write_shard(folder / f"tiny_{split}_000000.bin", text)
+    return str(folder)
 
 
 class Lines(Log):
@@ -169,18 +185,43 @@ class Lines(Log):
         self.found.append(text.split(" train_time")[0] if text.startswith("step:") else "")
 
 
-def found_by(config, folder):
-    """Digest of everything that a run of `config` gives: log, weights, artifact, losses of the validation text."""
+def stages(config, folder):
+    """Yield digests of all that a run of `config` gives, as it comes: log and weights, calibration, artifact, losses of the validation text."""
     arch, process, log = load_arch(config.model.name), torch_backend.start_process(), Lines()
     arrays, result = train_weights(torch_ops, torch_backend, arch, config, process, folder, 1, log)
+    yield digest(log.found, result.steps, result.skipped, sorted(arrays), *arrays.values())
     calibration = find_calibration(torch_ops, torch_backend, arch, config, process, arrays, folder, log)
+    yield digest(log.found, sorted(arrays), *arrays.values(), sorted(calibration.items()))
     _, artifact = compressed(torch_ops, torch_backend, arch, config, process, arrays, calibration, folder, log)
+    yield digest(log.found, artifact)
     loaded = load_artifact(torch_ops, arch, config, artifact)
-    _, losses = score_arrays(torch_ops, torch_backend, arch, config, process, loaded, folder, "byte260", log)
-    digest = hashlib.sha256(repr((log.found, result.steps, result.skipped, sorted(arrays))).encode())
-    for array in (*arrays.values(), np.frombuffer(artifact, np.uint8), losses):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
+    yield digest(log.found, score_arrays(torch_ops, torch_backend, arch, config, process, loaded, folder, "byte260", log)[1])
+
+
+def digest(*found):
+    """A digest of arrays, bit for bit, and of what else has a `repr`."""
+    made = hashlib.sha256()
+    for value in found:
+        made.update(np.ascontiguousarray(value).tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
+    return made.hexdigest()
+
+
+class Stages:
+    """The stages of one run, each run when it is asked for and kept."""
+
+    def __init__(self, config, folder):
+        self.coming, self.found = stages(config, folder), []
+
+    def __iter__(self):
+        for place in itertools.count():
+            if place == len(self.found):
+                if (stage := next(self.coming, None)) is None:
+                    return
+                self.found.append(stage)
+            yield self.found[place]
+
+
+counted_text = functools.cache(shaken_text)
 
 
 def arch_of(name):
@@ -221,23 +262,25 @@ def all_settings():
 
 
 @pytest.mark.parametrize("key", [key for key in all_settings() if key not in COUNTED_ONLY and key not in ELSEWHERE])
-def test_every_setting_changes_what_a_run_gives(key, shard_folder):
+def test_every_setting_changes_what_a_run_gives(key, documents):
     before, after = two_configs(*all_settings()[key])
     assert before != after
     if before not in BEFORE:
-        BEFORE[before] = found_by(before, shard_folder)
-    assert BEFORE[before] != found_by(after, shard_folder)
+        BEFORE[before] = Stages(before, documents)
+    assert any(left != right for left, right in zip(BEFORE[before], stages(after, documents), strict=True))
 
 
-def test_a_run_alone_decides_its_digest(shard_folder):
-    config = tiny_config("unet", **BASE)
-    assert found_by(config, shard_folder) == found_by(config, shard_folder)
+def test_a_run_alone_decides_its_stages(documents):
+    """Also where another run goes on in between."""
+    config, other = tiny_config("unet", **BASE), tiny_config("unet", **BASE | {"iterations": 3})
+    found = [stage for stage, _ in zip(stages(config, documents), stages(other, documents), strict=True)]
+    assert len(set(found)) == 4 and found == list(stages(config, documents))
 
 
 @pytest.mark.parametrize("key", sorted(COUNTED_ONLY))
 def test_settings_without_a_number_change_the_counted_program(key):
     before, after = two_configs(*all_settings()[key])
-    assert shaken_text(before) != shaken_text(after)
+    assert counted_text(before) != counted_text(after)
 
 
 @pytest.mark.parametrize("key", sorted(ELSEWHERE))

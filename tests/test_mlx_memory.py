@@ -1,5 +1,7 @@
 """MLX's arrays are lazy: a step that left its graph behind would grow, and so would one whose micro-batches wait for one another."""
 
+import gc
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ SETTINGS = {
     },
     "carried": {"name": "koopman_ssm", "koopman_state_dim": 32, "carry": "true", "grad_accum_steps": 2},
 }  # fmt: skip
-STEPS = 200
+STEPS = 80
 
 
 def trained(cfg, steps, rows, after=lambda step: None):
@@ -44,12 +46,23 @@ def test_active_memory_is_flat_over_many_steps(name):
     assert np.allclose(later, early, rtol=0.02)
 
 
-def test_many_micro_batches_take_no_more_memory_than_two():
-    peaks = []
-    for parts in (2, 8):
-        cfg = tiny_config(grad_accum_steps=parts, train_batch_tokens=32 * 4 * parts)
-        trained(cfg, 1, 4 * parts)
+def added_by_a_step(parts):
+    """Bytes that a step of `parts` micro-batches takes beyond what was held before it; of six steps the median."""
+    cfg, found = tiny_config(grad_accum_steps=parts, train_batch_tokens=32 * 4 * parts), []
+    backend = start(cfg, "mlx")
+    for seed in range(6):
+        tokens = random_tokens(cfg, 4 * parts, 33, seed)
+        gc.collect()
+        mx.synchronize()
+        held = mx.get_active_memory()  # also of other tests, and what MLX's own thread has yet to let go of
         mx.reset_peak_memory()
-        trained(cfg, 2, 4 * parts)
-        peaks.append(mx.get_peak_memory())
-    assert peaks[1] <= 1.1 * peaks[0]
+        backend.step(tokens[:, :-1], tokens[:, 1:], 0.1, True, True)()
+        mx.synchronize()
+        found.append(mx.get_peak_memory() - held)
+    return np.median(found)
+
+
+def test_many_micro_batches_take_no_more_memory_than_two():
+    """Arrays are made here and let go of by MLX's own thread: how far it lags behind moves a peak by a tenth. Eight micro-batches that wait
+    for one another take 2.8 times what two such take."""
+    assert added_by_a_step(8) <= 1.5 * added_by_a_step(2)

@@ -14,6 +14,7 @@ from model_fixtures import (
     TINY_EXPERTS,
     TINY_FEEDBACK,
     logits_of,
+    models_with,
     random_arrays,
     random_tokens,
     start,
@@ -42,20 +43,17 @@ def future_reach(cfg, arrays, length, arch=None, backend="torch"):
     return worst
 
 
-@pytest.mark.parametrize("name,flags", MODELS)
-def test_logits_have_the_right_shape_and_type(name, flags):
+@pytest.mark.parametrize("name,flags,length", models_with(LENGTHS))
+def test_logits_have_the_right_shape_and_type(name, flags, length):
     cfg, arrays = build(name, flags)
-    for length in LENGTHS:
-        logits = logits_of(cfg, arrays, random_tokens(cfg, 2, length))
-        assert logits.shape == (2, length, cfg.model.vocab_size) and logits.dtype == np.float32 and np.isfinite(logits).all()
+    logits = logits_of(cfg, arrays, random_tokens(cfg, 2, length))
+    assert logits.shape == (2, length, cfg.model.vocab_size) and logits.dtype == np.float32 and np.isfinite(logits).all()
 
 
-@pytest.mark.parametrize("name,flags", MODELS)
-def test_logits_never_depend_on_later_tokens(name, flags):
+@pytest.mark.parametrize("name,flags,backend,length", models_with(BACKENDS, LENGTHS[1:]))
+def test_logits_never_depend_on_later_tokens(name, flags, backend, length):
     cfg, arrays = build(name, flags)
-    for length in LENGTHS:
-        assert future_reach(cfg, arrays, length) <= 1e-6
-    assert future_reach(cfg, arrays, 17, backend="mlx") <= 1e-6
+    assert future_reach(cfg, arrays, length, backend=backend) <= 1e-6
 
 
 @pytest.mark.parametrize("name,flags", MODELS)
@@ -99,13 +97,12 @@ def test_causality_check_catches_a_planted_leak():
     assert future_reach(cfg, arrays, 17, leaking) > 1e-6
 
 
-@pytest.mark.parametrize("name,flags", MODELS)
-def test_a_prefix_alone_gives_the_same_logits(name, flags):
+@pytest.mark.parametrize("name,flags,length", models_with(LENGTHS[:-1]))
+def test_a_prefix_alone_gives_the_same_logits(name, flags, length):
     cfg, arrays = build(name, flags)
-    tokens = random_tokens(cfg, 2, 65)
+    tokens = random_tokens(cfg, 2, LENGTHS[-1])
     whole = logits_of(cfg, arrays, tokens)
-    for length in LENGTHS:
-        assert np.abs(logits_of(cfg, arrays, tokens[:, :length]) - whole[:, :length]).max() <= 2e-5
+    assert np.abs(logits_of(cfg, arrays, tokens[:, :length]) - whole[:, :length]).max() <= 2e-5
 
 
 @pytest.mark.parametrize("name,flags", MODELS)
@@ -119,8 +116,7 @@ def test_rows_do_not_see_each_other(name, flags):
         assert np.abs(logits_of(cfg, arrays, tokens[row : row + 1]) - whole[row : row + 1]).max() <= 2e-5
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name,flags", MODELS)
+@pytest.mark.parametrize("name,flags,backend", models_with(BACKENDS))
 def test_every_parameter_gets_a_gradient_through_rounding(name, flags, backend):
     """The first moment of every tensor is non-zero after three steps."""
     cfg = tiny_config(name, **FLAG_SETS[flags])
@@ -138,12 +134,15 @@ def test_loss_falls_on_a_repetitive_text(name, flags):
     cfg = tiny_config(name, **FLAG_SETS[flags])
     trained = start(cfg)
     text = np.tile(np.random.default_rng(0).permutation(cfg.model.vocab_size)[:24], 40).astype(np.int32)
-    losses = []
     for index in range(30):
         rows = np.stack([text[(index + row) % 24 :][:33] for row in range(4)])
-        losses.append(trained.step(rows[:, :-1], rows[:, 1:], 1.0, True, False)()[0])
-    assert abs(losses[0] - math.log(cfg.model.vocab_size)) < 0.5
-    assert losses[-1] < 0.5 * losses[0]
+        loss = trained.step(rows[:, :-1], rows[:, 1:], 1.0, True, False)()[0]
+        if not index:
+            first = loss
+        if loss < 0.4 * first:
+            break
+    assert abs(first - math.log(cfg.model.vocab_size)) < 0.5
+    assert loss < 0.5 * first
 
 
 CANARIES = {"attention": FLAG_SETS["engram_deep"] | {"xsa_layers": 1}, "parts": TINY_CAPSULES | TINY_FEEDBACK | TINY_EXPERTS}
@@ -154,9 +153,9 @@ def test_random_tokens_cannot_be_predicted(name, flags):
     """Trained and scored on independent tokens, no model beats ln V: if one does, the target leaks into its input."""
     cfg = tiny_config(name, **(CANARIES[flags] | {"vocab_size": 16, "model_dim": 16}))
     trained = start(cfg)
-    for seed in range(300):
-        rows = random_tokens(cfg, 4, 33, seed)
-        trained.step(rows[:, :-1], rows[:, 1:], 1.0 - seed / 300, True, False)
+    for seed in range(100):
+        rows = random_tokens(cfg, 12, 33, seed)
+        trained.step(rows[:, :-1], rows[:, 1:], 1.0 - seed / 100, True, False)
     side = BACKENDS["torch"]
     score = side.module.evaluator(side.ops, load_arch(name), cfg, trained.export(), side.module.Process(0, 1, "cpu")).losses
     fresh = random_tokens(cfg, 128, 33, 1000)

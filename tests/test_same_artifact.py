@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 from model_fixtures import BACKENDS, TINY_ARCH, evaluating, random_arrays, tiny_config
+from pack_fixtures import same
 from record_fixtures import counted_and_package
 
 from trit.bundle.bundle import bundle
-from trit.compress.quantize import group_sum, quantize, scale_table, stored_scale
+from trit.compress.pack import unpack
+from trit.compress.quantize import dequantize, group_sum, quantize, scale_table, stored_scale
 from trit.eval.temperature import artifact_specs
 from trit.models import arch_names, load_arch
-from trit.submission import find_calibration, load_artifact, make_artifact, score_arrays, train_weights
+from trit.submission import find_calibration, make_artifact, score_arrays, train_weights
 from trit.train.log import Log
 
 SIDES = list(BACKENDS.values())
@@ -42,13 +44,28 @@ def test_every_scale_rounds_alike(steps):
     assert np.array_equal(left, right) and np.isin(left, scale_table(steps)).all()
 
 
+def broad(scheme):
+    """(architecture, config, random weights) of one row of SCHEMES."""
+    arch, cfg = load_arch("unet"), tiny_config(**BROAD | SCHEMES[scheme])
+    return arch, cfg, random_arrays(artifact_specs(arch, cfg))
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_the_same_weights_make_the_same_bytes(scheme):
-    cfg = tiny_config(**BROAD | SCHEMES[scheme])
-    arch = load_arch("unet")
-    arrays = random_arrays(artifact_specs(arch, cfg))
-    left, right = (make_artifact(side.ops, arch, cfg, arrays, {}) for side in SIDES)
+def test_the_same_weights_round_to_the_same_codes_and_scales(scheme):
+    """All that the packer, which is numpy alone, is given."""
+    arch, cfg, arrays = broad(scheme)
     assert sum(array.size for array in arrays.values()) > 1_000_000
+    left, right = (
+        quantize(side.ops, cfg, artifact_specs(arch, cfg), {name: side.ops.from_numpy(array) for name, array in arrays.items()}, {})
+        for side in SIDES
+    )
+    assert same(left, right)
+
+
+@pytest.mark.parametrize("scheme", [pytest.param(scheme, marks=[pytest.mark.slow] * (scheme != "padded")) for scheme in SCHEMES])
+def test_the_same_weights_make_the_same_bytes(scheme):
+    arch, cfg, arrays = broad(scheme)
+    left, right = (make_artifact(side.ops, arch, cfg, arrays, {}) for side in SIDES)
     assert left == right
 
 
@@ -57,14 +74,15 @@ def test_what_either_library_made_either_scores_alike(name, shard_folder):
     """Trained and calibrated on each side; its artifact loads to the same weights and scores within 1e-4 bits per byte on the other."""
     cfg = evaluating(name, "all", vocab_size=260, calibration_evals=3, iterations=20, **TINY_ARCH.get(name, {}))
     arch = load_arch(name)
+    specs = artifact_specs(arch, cfg)
     for side in SIDES:
         process = side.module.Process(0, 1, "cpu")
         arrays, _ = train_weights(side.ops, side.module, arch, cfg, process, shard_folder, 1, Log(1))
         calibration = find_calibration(side.ops, side.module, arch, cfg, process, arrays, shard_folder, Log(1))
         artifact = make_artifact(side.ops, arch, cfg, arrays, calibration)
-        scores = []
+        tensors, scores = unpack(cfg, specs, artifact), []
         for judge in SIDES:
-            loaded = load_artifact(judge.ops, arch, cfg, artifact)
+            loaded = dequantize(judge.ops, cfg, specs, tensors)
             score, _ = score_arrays(judge.ops, judge.module, arch, cfg, process, loaded, shard_folder, "byte260", Log(1))
             scores.append(score.bpb)
         assert abs(scores[0] - scores[1]) <= 1e-4

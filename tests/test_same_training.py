@@ -22,7 +22,7 @@ SIZES = {
     "train_seq_len": 64,
     "yarn_max_len": 64,
 }
-BATCH = {"train_batch_tokens": 1024, "iterations": RUN, "calibration_tokens": 64}
+BATCH = {"train_batch_tokens": 512, "iterations": RUN, "calibration_tokens": 64}
 
 
 def ternary_codes(cfg, arrays):

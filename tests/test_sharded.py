@@ -131,8 +131,8 @@ def test_four_and_eight_ranks_equal_one(spawn):
 
 @pytest.mark.parametrize("fault", ["leaves", "hangs"])
 def test_a_lost_rank_ends_the_others_in_time(spawn, fault):
-    [(seconds, message)] = spawn(failing_rank, 2, 1, 3, fault)
-    assert seconds < 10 and any(word in message.lower() for word in ("closed", "closure", "timed out", "timeout", "reset")), message
+    [(seconds, message)] = spawn(failing_rank, 2, 1, 8, fault)
+    assert seconds < 40 and any(word in message.lower() for word in ("closed", "closure", "timed out", "timeout", "reset")), message
 
 
 def test_ctrl_c_on_one_rank_saves_all_of_them(tmp_path, shard_folder):

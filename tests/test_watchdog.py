@@ -14,32 +14,33 @@ from trit.watchdog import Watchdog, watched
 HANGING = """
 import sys, threading, time
 from trit.watchdog import Watchdog
-with Watchdog(0.3, lambda text: print(text, flush=True), poll=0.05) as dog:
+with Watchdog({seconds}, lambda text: print(text, flush=True), poll=0.05) as dog:
     dog.beat()
     {what}
 print("came to its end")
 """
 
 
-def ended(what, **options):
-    """A process that does `what` under a watchdog of 0.3 s."""
-    return subprocess.run([sys.executable, "-c", HANGING.format(what=what)], capture_output=True, text=True, timeout=60, **options)
+def ended(what, seconds, **options):
+    """A process that does `what` under a watchdog of so many seconds: few where it must bite, more where it must not on a busy machine."""
+    code = HANGING.format(what=what, seconds=seconds)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, **options)
 
 
 @pytest.mark.parametrize("hang", ["threading.Event().wait()", "time.sleep(60)", "lock = threading.Lock(); lock.acquire(); lock.acquire()"])
 def test_a_stalled_run_ends_with_reason_and_stacks(hang):
-    done = ended(hang)
+    done = ended(hang, 0.3)
     assert done.returncode == 1 and "came to its end" not in done.stdout
     assert done.stdout.startswith("error: stalled: nothing came on for 0 s after 1 steps")
     assert "most recent call first" in done.stderr and "<string>" in done.stderr
 
 
 def test_beats_and_the_end_of_the_run_keep_it_alive():
-    done = ended("[(time.sleep(0.1), dog.beat()) for _ in range(8)]")
+    done = ended("[(time.sleep(0.3), dog.beat()) for _ in range(7)]", 1.5)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "came to its end", "")
-    with Watchdog(0.2, print, poll=0.05):
+    with Watchdog(1.0, print, poll=0.05):
         pass
-    time.sleep(0.4)  # this process would be gone
+    time.sleep(1.2)  # this process would be gone
 
 
 def test_zero_seconds_never_end_a_run():
@@ -48,11 +49,11 @@ def test_zero_seconds_never_end_a_run():
 
 
 def test_a_stopped_process_has_not_stalled():
-    code = HANGING.format(what="print('ready', flush=True); [(time.sleep(0.05), dog.beat()) for _ in range(4)]")
+    code = HANGING.format(what="print('ready', flush=True); [(time.sleep(0.1), dog.beat()) for _ in range(4)]", seconds=1.0)
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
     os.kill(process.pid, signal.SIGSTOP)
-    time.sleep(0.8)
+    time.sleep(1.5)
     os.kill(process.pid, signal.SIGCONT)
     assert process.communicate(timeout=60)[0].strip() == "came to its end" and process.returncode == 0
 
