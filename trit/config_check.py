@@ -169,7 +169,10 @@ def validate(config, world_size=1):
         for name in ("ttt_clip", "ttt_epochs", "ttt_lora_rank"):
             require(getattr(evaluation, name) > 0, f"eval.{name}", getattr(evaluation, name), "must be positive")
         require(0 <= evaluation.ttt_momentum < 1, "eval.ttt_momentum", evaluation.ttt_momentum, "must be at least 0 and below 1")
-        scope_specs(load_arch(model.name).param_specs(config), evaluation.ttt_scope)
+        try:
+            scope_specs(load_arch(model.name).param_specs(config), evaluation.ttt_scope)
+        except ValueError as fault:
+            raise ValueError(f"model.name={model.name}: {fault}") from None
     kernel = train.attention_kernel
     if kernel == "flash":
         reason = "takes 16-bit floats; set train.compute_dtype=bfloat16"

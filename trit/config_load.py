@@ -13,7 +13,7 @@ from pathlib import Path
 from trit.config import SECTIONS, Config, ModelConfig, RunArgs
 from trit.config_check import validate
 from trit.data.files import atomic_write
-from trit.models import load_arch
+from trit.models import arch_names, load_arch
 
 ROOT = Path(__file__).resolve().parent.parent
 TRACKS = ROOT / "configs" / "tracks.toml"
@@ -63,14 +63,17 @@ def near(word, names, what):
     return f"{what}; known: {', '.join(sorted(names))}" if len(names) < MANY else f"{what}; trit/config.py lists all {len(names)}"
 
 
-def full_key(key, fields):
-    """`model.num_layers` for either `model.num_layers` or the bare `num_layers`."""
+def full_key(key, fields, chosen):
+    """`model.num_layers` for either `model.num_layers` or the bare `num_layers`; `fields` are those of the `chosen` architecture."""
     key = key.strip().lower()
     if key in fields:
         return key
     matches = [name for name in fields if name.split(".")[1] == key]
     if len(matches) == 1:
         return matches[0]
+    having = [name for name in arch_names() if f"arch.{key.removeprefix('arch.')}" in known_fields(load_arch(name).ArchConfig)]
+    if having:
+        raise ValueError(f"unknown setting {key!r} of model.name={chosen}; architectures that have it: {', '.join(having)}")
     raise ValueError(near(key, list(fields), f"unknown setting {key!r}"))
 
 
@@ -149,7 +152,7 @@ def load(preset=None, environ=None, overrides=(), world_size=1):
     origins = dict.fromkeys(values, "default")
     for origin, layer in layers:
         for key, value in layer.items():
-            key = full_key(key, fields)
+            key = full_key(key, fields, chosen)
             values[key], origins[key] = convert(key, value, fields[key]), origin
     for key, value in load_track(values["track.track"]).items():
         key = f"track.{key}"
@@ -188,7 +191,7 @@ def with_overrides(config, overrides):
     """`config` with `key=value` strings applied and validated again."""
     values, fields = to_dict(config), known_fields(type(config.arch))
     for key, value in map(split_override, overrides):
-        section, name = full_key(key, fields).split(".")
+        section, name = full_key(key, fields, config.model.name).split(".")
         if section not in values:
             raise ValueError(f"{key} belongs to a run, not to its model; it cannot be changed here")
         values[section][name] = value

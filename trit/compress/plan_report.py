@@ -24,7 +24,7 @@ def plan_report(preset, overrides, fitted, environ):
     config, _, _ = load(preset, environ, overrides)
     code, cap, lines, facts = config.compress.code_bytes_reserve, config.track.cap_bytes, [], {}
     if fitted:
-        name = full_key(fitted, known_fields(type(config.arch)))
+        name = full_key(fitted, known_fields(type(config.arch)), config.model.name)
         section, key = name.split(".")
         before = getattr(getattr(config, section), key)
         config = fit(config, name, code, cap)

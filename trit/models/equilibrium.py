@@ -66,14 +66,20 @@ def check_settings(cfg):
             "train.compile",
             cfg.train.compile,
             not cfg.train.compile,
-            "a relaxation of any number of steps is no graph to compile; set it to false",
+            "relaxes for any number of steps, which is no graph to compile; set it to false",
         ),
-        ("train.compute_dtype", cfg.train.compute_dtype, cfg.train.compute_dtype == "float32", "states and nudges need float32"),
-        ("train.drop_path", cfg.train.drop_path, not cfg.train.drop_path, "a cell that is left out has no rest; set it to 0"),
-        ("engram.write_every", cfg.engram.write_every, cfg.engram.write_every == 1, "this gradient writes at every step; set it to 1"),
+        (
+            "train.compute_dtype",
+            cfg.train.compute_dtype,
+            cfg.train.compute_dtype == "float32",
+            "nudges by less than it resolves; set it to float32",
+        ),
+        ("train.fp8", cfg.train.fp8, not cfg.train.fp8, "takes gradients of its own, with no product in 8-bit floats; set it to false"),
+        ("train.drop_path", cfg.train.drop_path, not cfg.train.drop_path, "has no rest while a cell is left out; set it to 0"),
+        ("engram.write_every", cfg.engram.write_every, cfg.engram.write_every == 1, "writes at every step; set it to 1"),
     ):
         if not fits:
-            raise ValueError(f"{name}={value}: {reason}")
+            raise ValueError(f"{name}={value}: model.name={cfg.model.name} {reason}")
 
 
 def param_specs(cfg):
