@@ -30,6 +30,7 @@ from typing import NamedTuple
 from trit.console import Parser, command, progress, say
 
 ROOT = Path(__file__).resolve().parent.parent
+OWN_TEST = "tests/test_mutants.py"
 LISTED = Path(__file__).with_suffix(".toml")
 AREAS = {"train": "training", "compress": "compression", "eval": "evaluation"}  # every other folder's name is its area's
 TOGETHER = 8  # test files of one process, where no test is named: few enough to stop early, many enough that starting costs little
@@ -145,14 +146,15 @@ def importers(tree):
 
 
 def test_order(tree, file):
-    """Test files of a checkout: those that import `file`, by how far it is, then the others."""
+    """Test files of a checkout: those that import `file`, by how far it is, then the others. Not the one that compares this list with the
+    code: it would see every fault, and none by what it does."""
     reverse, distance, edge = importers(tree), {file: 0}, [file]
     for near in edge:
         for path in sorted(reverse.get(near, ())):
             if path not in distance:
                 distance[path] = distance[near] + 1
                 edge.append(path)
-    tests = [name for name in tree_files(tree) if re.fullmatch(r"tests/(.*/)?test_\w+\.py", name)]
+    tests = [name for name in tree_files(tree) if re.fullmatch(r"tests/(.*/)?test_\w+\.py", name) and name != OWN_TEST]
     return sorted(tests, key=lambda name: (distance.get(name, len(distance)), name))
 
 

@@ -127,6 +127,14 @@ def stream(cfg, name, backend, arrays, tokens, keep=None):
     return ops.to_numpy(load_arch(name).forward(ops, p, cfg, ops.from_numpy(tokens))[0])
 
 
+@pytest.mark.parametrize("share", [0.1, 0.4, 0.75])
+def test_what_blocks_are_multiplied_with_is_1_on_average(share):
+    cfg = tiny_config(drop_path=share, num_layers=4)
+    kept = np.stack([kept_blocks(cfg, at(step=step), 64, 0, 1) for step in range(100)])
+    assert kept.shape == (100, 4, 64, 1, 1) and set(np.unique(kept)) == {np.float32(0), np.float32(1 / (1 - share))}
+    assert abs(kept.mean() - 1) < 5 * (share / (1 - share) / kept.size) ** 0.5
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", DROPPED)
 def test_the_expected_update_of_a_block_is_its_update(name, backend):

@@ -37,6 +37,7 @@ def test_faults_are_many_and_everywhere():
 
 def test_tests_that_import_the_faulty_module_come_first():
     order = mutants.test_order(ROOT, "trit/train/rate.py")
+    assert mutants.OWN_TEST not in order and (ROOT / mutants.OWN_TEST).samefile(__file__)
     assert order[0] == "tests/test_rate.py" and "tests/models/test_unet.py" in order
     assert order.index("tests/test_same_training.py") < order.index("tests/test_paid_prefix.py")
     assert mutants.test_order(ROOT, "trit/models/unet.py").index("tests/test_models.py") < order.index("tests/test_paid_prefix.py")

@@ -6,7 +6,17 @@ import torch
 from pack_fixtures import random_specs, storage
 
 from trit.compress.pack import pack, unpack
-from trit.compress.quantize import SMALLEST_SCALE, decode, dequantize, encode, fake_quantize, group_layout, quantize
+from trit.compress.quantize import (
+    SMALLEST_SCALE,
+    decode,
+    dequantize,
+    encode,
+    fake_quantize,
+    group_layout,
+    quantize,
+    scale_table,
+    stored_scale,
+)
 from trit.ops import torch_ops as ops
 from trit.params import ParamSpec
 
@@ -79,6 +89,26 @@ def test_trained_value_is_unpacked_value_in_every_bit(seed):
     for spec in specs:
         value = trained[spec.name].detach().numpy()
         assert value.shape == spec.shape and value.tobytes() == stored[spec.name].tobytes(), spec
+
+
+@pytest.mark.parametrize("steps", [1, 3, 8, 160])
+def test_a_stored_scale_is_the_nearest_in_ratio(steps):
+    x = np.exp2(np.random.default_rng(steps).uniform(-13.9, 14.9, (2000, 1))).astype(np.float32)
+    found = stored_scale(ops, settings(scale_steps=steps), torch.tensor(x)).numpy().astype(np.float64)
+    table, exact = scale_table(steps).astype(np.float64), x.astype(np.float16).astype(np.float64)
+    assert np.isin(found, table).all()
+    least = np.abs(np.log2(table / exact)).min(1, keepdims=True)
+    assert (np.abs(np.log2(found / exact)) <= least + 1e-3).all()  # entries and scales have 11 bits each
+
+
+@pytest.mark.parametrize("start", [0.0, 0.378, -2.0, 4.0])
+@pytest.mark.parametrize("bits, size", [(4, 5), (6, 10), (8, 20)])
+def test_a_stored_integer_is_within_half_a_step_of_the_weight_whatever_the_start(bits, size, start):
+    spec = ParamSpec("w", (8, 10), "constant", start, scheme="int", bits=bits, group_size=size, clip=6.0)
+    x = start + 0.1 * np.random.default_rng(bits).standard_normal((8, 10)).astype(np.float32)
+    _, scales, values = rounded(spec, x)
+    steps = np.repeat(scales.numpy(), size, 1).reshape(8, 10)
+    assert (np.abs(values.numpy() - x) <= steps / 2 + 1e-6).all() and steps.max() < 0.2
 
 
 @pytest.mark.parametrize("scheme, bits", [("ternary", 2), ("int", 4), ("fp16", 16)])

@@ -37,6 +37,15 @@ def test_it_is_the_share_of_codes_that_are_not_zero(backend):
     assert abs(float(ops.to_numpy(kept_share(ops, cfg, SPECS, p))) - (40 * 64 * 0.982 + 30) / (40 * 64 + 480)) < 0.02
 
 
+@pytest.mark.parametrize("factor", [0.01, 0.3, 20.0])
+def test_it_does_not_depend_on_the_size_of_weights(factor):
+    p = {name: torch.tensor(array) for name, array in weights(2).items()}
+    larger = {name: factor * x for name, x in p.items()}
+    for specs in (SPECS, SPECS[:1], SPECS[1:2]):
+        shares = [float(kept_share(torch_ops, tiny_config(), specs, each)) for each in (p, larger)]
+        assert 0.1 < shares[0] < 0.9 and shares[1] == pytest.approx(shares[0], abs=1e-5)
+
+
 def test_it_pulls_towards_zero_and_only_near_the_edge():
     cfg = tiny_config()
     p = {name: torch.tensor(array, requires_grad=True) for name, array in weights(1).items()}

@@ -296,3 +296,23 @@ def test_a_trained_operator_meets_the_acceptance(trained):
 def again(cfg, **settings):
     """`cfg` with other settings of the architecture."""
     return replace(cfg, arch=replace(cfg.arch, **settings))
+
+
+@pytest.mark.parametrize(
+    "settings,message",
+    [
+        ({"relax_rate": 1.0}, r"arch.relax_rate=1.0 must be positive and below 2 / \(1 \+ arch.leak\)"),
+        ({"relax_rate": 0.5, "leak": 3.0}, "arch.relax_rate=0.5 must be positive and below"),
+        ({"relax_rate": 0.0}, "arch.relax_rate=0.0 must be positive and below"),
+        ({"leak": -0.1}, "arch.leak=-0.1 must not be negative"),
+        ({"jacobian_share": 1.5}, "arch.jacobian_share=1.5 must be above 0 and at most 1"),
+        ({"drop_path": 0.1}, "a cell that is left out has no rest"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config(NAME, **settings)
+
+
+def test_a_step_just_below_the_longest_is_accepted():
+    assert tiny_config(NAME, relax_rate=0.99).arch.relax_rate == 0.99 and tiny_config(NAME, relax_rate=1.9, leak=0.05)
