@@ -3,6 +3,7 @@ one line."""
 
 import contextlib
 import fcntl
+import functools
 import io
 import json
 import os
@@ -270,8 +271,12 @@ MISTAKES = [
 ]
 
 
+opened_once = functools.cache(use.open_artifact)  # the demo's record takes seconds to open
+
+
 @pytest.mark.parametrize("main,arguments", MISTAKES, ids=lambda value: value.__module__ if callable(value) else " ".join(value)[-40:])
-def test_a_mistake_is_one_line(main, arguments, wrong, capsys):
+def test_a_mistake_is_one_line(main, arguments, wrong, capsys, monkeypatch):
+    monkeypatch.setattr(use, "open_artifact", opened_once)
     places = {path.name for path in wrong.iterdir()} | {"absent", "new", "out"}
     with pytest.raises(SystemExit) as ended:
         main([str(wrong / word) if word in places else word for word in arguments])

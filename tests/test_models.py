@@ -76,7 +76,7 @@ def test_gradients_of_its_own_need_what_a_step_finds(name):
 
 @pytest.mark.parametrize("name", arch_names())
 def test_a_forward_compiles_as_one_graph(name):
-    cfg, arrays = build(name, "odd_all")
+    cfg, arrays = build(name, "odd_all", num_layers=2, xsa_layers=2)
     ops, arch = BACKENDS["torch"].ops, load_arch(name)
     p, tokens = {key: ops.from_numpy(array) for key, array in arrays.items()}, ops.from_numpy(random_tokens(cfg, 2, 20))
 

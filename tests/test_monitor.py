@@ -160,7 +160,7 @@ def test_a_compiled_run_reports_on_its_compiler_and_trains_alike(monkeypatch):
     monkeypatch.setattr(
         torch_backend, "compiled", lambda function: torch.compile(function, fullgraph=True, dynamic=False, backend="aot_eager")
     )
-    cfg, log = tiny_config("unet", compile="true", yarn_max_len=64), Records()
+    cfg, log = tiny_config("unet", compile="true", yarn_max_len=64, num_layers=1), Records()
     torch._dynamo.reset()
     plain, reporting = start(cfg), with_compile_report(start(cfg), cfg, log)
     for each in (reporting, plain):  # graphs of the second are those of the first
@@ -183,7 +183,7 @@ def test_a_compiler_that_computes_something_else_is_reported(monkeypatch):
         return lambda *given: tuple(x * 1.5 if x.ndim == 0 else x for x in graph(*given))
 
     monkeypatch.setattr(torch_backend, "compiled", lambda function: torch.compile(function, fullgraph=True, dynamic=False, backend=wrong))
-    cfg, log = tiny_config("unet", compile="true"), Records()
+    cfg, log = tiny_config("unet", compile="true", num_layers=1), Records()
     torch._dynamo.reset()
     rows = random_tokens(cfg, 4, 33)
     with_compile_report(start(cfg), cfg, log).step(rows[:, :-1], rows[:, 1:], 1.0, True, False)()

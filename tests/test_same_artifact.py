@@ -72,7 +72,7 @@ def test_the_same_weights_make_the_same_bytes(scheme):
 @pytest.mark.parametrize("name", arch_names())
 def test_what_either_library_made_either_scores_alike(name, shard_folder):
     """Trained and calibrated on each side; its artifact loads to the same weights and scores within 1e-4 bits per byte on the other."""
-    cfg = evaluating(name, "all", vocab_size=260, calibration_evals=3, iterations=20, **TINY_ARCH.get(name, {}))
+    cfg = evaluating(name, "all", vocab_size=260, calibration_evals=3, iterations=10, **TINY_ARCH.get(name, {}))
     arch = load_arch(name)
     specs = artifact_specs(arch, cfg)
     for side in SIDES:

@@ -97,12 +97,12 @@ def test_phases_follow_autograd_and_collectives():
     for step in phases.steps():
         assert step["forward"] > 0 and step["backward"] > 0 and step["optimiser"] > 0 and step["communication"] == 0
     # Waiting for a collective that was only begun is communication too.
-    phases, begun = Phases("cpu"), SimpleNamespace(wait=lambda: time.sleep(0.02))
+    phases, begun = Phases("cpu"), SimpleNamespace(wait=lambda: time.sleep(0.3))
     phases.enter("forward")
     phases.within(lambda: begun, "communication")().wait()
     phases.enter(None)
     (step,) = phases.steps()
-    assert step["communication"] > 18 > step["forward"]
+    assert step["communication"] > 290 > step["forward"]
 
 
 def test_tables_and_json_come_out(tmp_path, capsys):
