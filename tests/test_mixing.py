@@ -75,6 +75,16 @@ def test_another_decoder_or_payload_is_not_expanded():
     assert mixing.expand_mixed(changed) != SOURCE
 
 
+@pytest.mark.parametrize("quote", mixing.QUOTES)
+@pytest.mark.parametrize("planted", ["x{q}\nprint(1)\ns=r{q}y", "x{q}+{q}y", "x\\", "x{c}", "{q}", "x\r", "x\0y", "x\\{c}"])
+def test_no_program_hides_in_a_payload(quote, planted):
+    payload = planted.format(q=quote, c=quote[0])
+    wrapped = mixing.file_around(payload, quote, 5, 128, False)
+    assert mixing.mixed_form(wrapped) is None and mixing.expand_mixed(wrapped) is None and mixing.decoder_bytes(wrapped) == 0
+    honest = mixing.file_around("x" + chr(1), quote, 5, 128, False)
+    assert mixing.mixed_form(honest) == ("x" + chr(1), 5, 128) and mixing.decoder_bytes(honest) > 0
+
+
 def test_results_on_a_rounding_edge_are_refused(monkeypatch):
     for value in (3.0, -2.0, 5 - 1e-11, 5 + 1e-11):
         with pytest.raises(ValueError, match="rounding edge"):

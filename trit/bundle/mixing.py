@@ -110,6 +110,9 @@ def mixed_form(wrapped):
     length, alphabet = re.search(r"len\(o\)<(\d{1,7}):", text[end:]), 128 if "c<128" in text[end:] else 256
     if quote not in QUOTES or not length or not 0 < int(length[1]) <= LONGEST:
         return None
+    # A payload that ended its own literal, or that Python reads as another text, could hide a program before the decoder.
+    if (payload + quote).find(quote) != len(payload) or payload.endswith("\\") or not {"\0", "\r"}.isdisjoint(payload):
+        return None
     forms = (file_around(payload, quote, int(length[1]), alphabet, needs_source) for needs_source in (False, True))
     return (payload, int(length[1]), alphabet) if wrapped in forms else None
 
