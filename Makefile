@@ -14,11 +14,12 @@ setup: .venv/ready
 demo: setup
 	@bash runners/demo_cpu.sh
 
+# ARGS goes to pytest: ARGS=--resume goes on with a run that was stopped, ARGS=--lf takes what failed.
 test: setup
-	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(RUN) -m pytest -p tests.resuming -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 test-all: setup
-	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(RUN) -m pytest -p tests.resuming -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup
 	$(RUN) -m ruff check . && $(RUN) -m ruff format --check .
