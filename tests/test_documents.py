@@ -9,6 +9,7 @@ from model_fixtures import (
     TINY_CAPSULES,
     TINY_EXPERTS,
     TINY_FEEDBACK,
+    evaluating,
     largest_difference,
     logits_of,
     random_arrays,
@@ -186,6 +187,19 @@ def test_scores_of_a_text_do_not_cross_documents(name, backend):
     changed[44:90] = inner_tokens(46, 5)
     moved = score_tokens(side.ops, arch, cfg, model, changed)[0] != before
     assert moved[43:90].all() and not moved[:43].any() and not moved[90:].any()
+
+
+@pytest.mark.parametrize("part", ["ngram", "eval_engram"])
+def test_contexts_of_online_memories_end_with_the_document(part):
+    """What stands at the end of a document is in no context of the next: the memory knows what followed the one, never saw the other."""
+    cfg = evaluating("unet", part, isolate_documents="true", memory_chunk_tokens=32)
+    arch, side = load_arch("unet"), BACKENDS["torch"]
+    model = side.module.evaluator(side.ops, arch, cfg, random_arrays(arch.param_specs(cfg)), side.module.Process(0, 1, "cpu"))
+    tokens = np.tile([BOS_ID, 5, 6, 7], 40)
+    changed = tokens.copy()
+    changed[131] = 9  # scored with all that follows it here: the memory learns of it later
+    before, after = (score_tokens(side.ops, arch, cfg, model, text)[0] for text in (tokens, changed))
+    assert before[130] != after[130] and np.array_equal(before[132:], after[132:]) and np.array_equal(before[:130], after[:130])
 
 
 @pytest.mark.parametrize("name", arch_names())

@@ -15,6 +15,7 @@ from trit.compress.pack import real_entries
 from trit.compress.plan import replaced
 from trit.compress.plan_report import plan_report
 from trit.compress.quantize import quantize
+from trit.compress.sizes import predicted_bytes
 from trit.config_load import load
 from trit.models import load_arch
 from trit.ops import torch_ops
@@ -88,6 +89,8 @@ def test_steps_predict_the_size_now_and_then():
     assert [watched.step(np.zeros(1)) for _ in range(5)] == [("loss", "norm")] * 5
     assert len(lines) == 2 and lines[0].startswith("predicted size: ") and "bytes free" in lines[0]
     assert f"{records[0]['predicted_bytes']:,}" in lines[0] and records[0]["churn"] == {} and set(records[1]["churn"].values()) == {0.0}
+    alone = predicted_bytes(torch_ops, config, specs, arrays)
+    assert config.compress.code_bytes_reserve and records[0]["predicted_bytes"] == config.compress.code_bytes_reserve + alone
     other = with_prediction(backend._replace(rank=1), torch_ops, config, specs, Lines())
     assert [other.step(np.zeros(1)) for _ in range(3)] and len(lines) == 2
     tight, _, _ = load(DEMO, environ={}, overrides=["compress.predict_every=1", "track.cap_bytes=20000"])

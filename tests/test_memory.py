@@ -90,6 +90,7 @@ def test_recent_is_the_last_follower_and_when_its_position():
     memory.absorb(np.array([1, 2, 1, 3]))
     memory.absorb(np.array([1]))
     assert memory.recent[1] == 3 and memory.when[1] == 3 and memory.recent[3] == 1 and memory.recent[2] == 1
+    assert memory.when[3] == 4, "positions count on from piece to piece"
 
 
 def test_a_full_memory_forgets_the_rarest_and_stays_consistent():
