@@ -1,8 +1,10 @@
 """The trained n-gram memory: 4-grams hashed in 64 bits, the gate's bounds and start, steps between which the tables rest."""
 
+import mlx.core as mx
 import numpy as np
 import pytest
 import torch
+from mlx.utils import tree_flatten
 from model_fixtures import (
     BACKENDS,
     arch_names,
@@ -167,6 +169,29 @@ def test_torch_compiles_both_kinds_of_steps_before_the_clock(monkeypatch, shard_
     assert len(graphs) == 2 + 8 and graphs[1] == graphs[0] + 1 and len(set(graphs[1:])) == 1
 
 
+def test_mlx_asks_for_both_kinds_of_steps_before_the_clock(monkeypatch):
+    """Each function that is compiled, with each shape of its arguments, is asked for in the warm-up; here nothing is made of it."""
+    made = []
+
+    def noted(function):
+        def inner(*given):
+            made.append((id(function), str([getattr(x, "shape", None) for _, x in tree_flatten(given)])))
+            return function(*given)
+
+        return inner
+
+    monkeypatch.setattr(mx, "compile", noted)
+    cfg = tiny_config(num_layers=1, write_every=3, compile="true", **MEMORY)
+    trained = start(cfg, "mlx")
+    warm_up(cfg, trained, 1)
+    before = set(made)
+    made.clear()
+    for number in range(7):
+        stepped(trained, random_tokens(cfg, 4, 33, number), number)
+    assert set(made) == before and len(before) >= 3  # rounding, and the loss of both kinds
+
+
+@pytest.mark.slow  # MLX hands every fused kernel to a C++ compiler
 def test_mlx_traces_both_kinds_of_steps_before_the_clock():
     cfg, traced = tiny_config(num_layers=1, write_every=3, compile="true", **MEMORY), []
     arch = load_arch("unet")
