@@ -35,6 +35,7 @@ LISTED = Path(__file__).with_suffix(".toml")
 AREAS = {"train": "training", "compress": "compression", "eval": "evaluation"}  # every other folder's name is its area's
 TOGETHER = 8  # test files of one process, where no test is named: few enough to stop early, many enough that starting costs little
 OPTIONS = ("-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=no", "-rfE", "--no-header")
+RUNNING = set()  # processes that test, for whoever has to end them
 KILLED, SURVIVED, ABSENT = "killed", "survived", "not there"
 
 
@@ -180,11 +181,13 @@ def first_failure(tree, tests, timeout):
             env=environ | {"TMPDIR": scratch},
             start_new_session=True,
         )
+        RUNNING.add(process)
         try:
             code = process.wait(timeout)
         except subprocess.TimeoutExpired:
             return "timeout"
         finally:
+            RUNNING.discard(process)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # it, or whatever it left running
             process.wait()
@@ -262,7 +265,7 @@ def judge(tree, mutants, named_only=False, timeout=900, jobs=1, results=None):
             finally:
                 free.put(copy)
 
-        with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        with concurrent.futures.ThreadPoolExecutor(jobs) as pool, ended_with(pool):
             for done in concurrent.futures.as_completed([pool.submit(one, mutant) for mutant in waiting]):
                 mutant, verdict = done.result()
                 found[mutant.id] = verdict
@@ -276,6 +279,19 @@ def judge(tree, mutants, named_only=False, timeout=900, jobs=1, results=None):
         if killers and (broken := first_failure(copy, killers, timeout + 60 * len(killers))):
             raise ValueError(f"{broken} fails without a fault too: it kills nothing; mend it first")
     return [found[mutant.id] for mutant in mutants]
+
+
+@contextlib.contextmanager
+def ended_with(pool):
+    """End the runs that are going on, and begin no other, where the body is interrupted."""
+    try:
+        yield
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in list(RUNNING):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        raise
 
 
 def table(verdicts):

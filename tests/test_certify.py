@@ -133,6 +133,11 @@ def test_small_checks():
     assert checks.same_losses("x", np.ones(3), np.ones(3) + 1e-12, "a").verdict == "fail"
     assert checks.same_losses("x", np.ones(3), np.ones(2), "a").verdict == "fail"
     assert checks.same_losses("x", np.zeros(0), np.ones(2), "a").verdict == "fail"
+    assert checks.same_losses("x", np.ones(2), np.array([1.0, np.nan]), "a").verdict == "fail"
+    row = np.log([0.5, 0.25, 0.25])
+    assert checks.target_free([(row, row, 1, -row[1])], 0.0).verdict == "pass"
+    for probes in ([], [(row, row, 1, 0.5)], [(row, row[::-1], 1, -row[1])]):
+        assert checks.target_free(probes, 0.0).verdict == "fail"
 
 
 def test_replays_cover_every_border():
@@ -150,6 +155,8 @@ def test_replays_cover_every_border():
     again = plan_replay(EVALUATION, tokens[:length], 50, 6)
     assert all((a.tokens == b.tokens).all() for a, b in zip(replay.probes, again.probes))
     assert plan_replay(EVALUATION, tokens[:8], 50, 6).probes
+    halves = plan_replay(EVALUATION, tokens[:length] % 2, 2, 20)
+    assert all(changed[first] != halves.tokens[first] for first, changed in halves.probes), "a token drawn twice is another one"
 
 
 @pytest.mark.parametrize("segment", [17, 40, 100])
