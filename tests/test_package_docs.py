@@ -99,7 +99,7 @@ def made_up_modules(seed=7):
     for number in range(120):
         parts = [paragraph(generator) for _ in range(6)] + generator.sample(common, 2) + ["Examples\n--------", "-----"]
         changed = generator.choice(common).split()
-        changed[3] = "other"
+        changed[9] = changed[12] = "other"  # twelve of its 23 runs are left
         # The same words in other clothes, and a small part of a large whole.
         parts += [
             " ".join(changed),
