@@ -26,4 +26,4 @@ lint: setup
 
 bench: setup
 	$(RUN) -m benchmarks.shard_memory
-	$(RUN) -m benchmarks.byte_accounting pydocs byte260 data/pydocs_sp1024
+	$(RUN) -m benchmarks.byte_accounting pydocs byte260 data/packagedocs_sp1024

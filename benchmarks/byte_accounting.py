@@ -35,7 +35,7 @@ def account(documents, tokenizer):
 def main():
     """Command line of this benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("corpus", help="pydocs, a .jsonl or .jsonl.zst file, or a folder of .txt files")
+    parser.add_argument("corpus", help="packagedocs, pydocs, a .jsonl or .jsonl.zst file, or a folder of .txt files")
     parser.add_argument("tokenizers", nargs="+", help="data folder, .model file, or byte260")
     options = parser.parse_args()
     documents = list(open_corpus(options.corpus))

@@ -10,6 +10,6 @@ command -v "$PYTHON" >/dev/null || { echo "error: no $PYTHON; run: make setup, o
 FREE=$(df -Pm . | awk 'NR == 2 { print $4 }')
 [ "$FREE" -ge 500 ] || { echo "error: $FREE MB free here, 500 needed for text, checkpoint and record" >&2; exit 1; }
 
-$DRY "$PYTHON" -m trit.data.prepare --corpus pydocs --tokenizer sp_bpe_1024 --out data/pydocs_sp1024
+$DRY "$PYTHON" -m trit.data.prepare --corpus packagedocs --tokenizer sp_bpe_1024 --out data/packagedocs_sp1024
 $DRY "$PYTHON" train_gpt.py --config configs/demo.toml "$@" out_path=runs/demo
 $DRY "$PYTHON" build_submission.py --run runs/demo --dce --name demo

@@ -30,7 +30,7 @@ VOCABULARY=1024 TOKENS=16384
 [ "$MEMORY" -ge 24 ] || TOKENS=8192
 [ "$MEMORY" -ge 12 ] || VOCABULARY=512 TOKENS=4096
 echo "$MEMORY GiB of memory: $TOKENS tokens a step, vocabulary of $VOCABULARY"
-DATA=data/pydocs_sp$VOCABULARY
-$DRY $PYTHON -m trit.data.prepare --corpus pydocs --tokenizer sp_bpe_$VOCABULARY --out $DATA
+DATA=data/packagedocs_sp$VOCABULARY
+$DRY $PYTHON -m trit.data.prepare --corpus packagedocs --tokenizer sp_bpe_$VOCABULARY --out $DATA
 $DRY $PYTHON train_gpt_mlx.py --config configs/demo.toml run_id=mac data_path=$DATA model.vocab_size=$VOCABULARY train.train_batch_tokens=$TOKENS "$@" out_path=runs/mac
 $DRY $PYTHON build_submission.py --run runs/mac --dce --backend mlx --name mac

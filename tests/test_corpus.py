@@ -88,7 +88,7 @@ def test_empty_and_unknown_corpora(tmp_path):
     for name in ("c.jsonl", "d"):
         with pytest.raises(ValueError, match="no documents with text"):
             list(open_corpus(tmp_path / name))
-    with pytest.raises(ValueError, match=r"possible: pydocs, a \.jsonl"):
+    with pytest.raises(ValueError, match=r"possible: packagedocs, pydocs, a \.jsonl"):
         open_corpus(tmp_path / "missing.jsonl")
 
 

@@ -48,8 +48,8 @@ def test_memory_chooses_batch_and_vocabulary(memory, tokens, vocabulary, tmp_pat
     assert status == 0, errors
     assert f"{memory} GiB of memory: {tokens} tokens a step, vocabulary of {vocabulary}" in output
     prepare, train, build = calls
-    assert prepare.endswith(f"--tokenizer sp_bpe_{vocabulary} --out data/pydocs_sp{vocabulary}")
-    assert f"data_path=data/pydocs_sp{vocabulary} model.vocab_size={vocabulary} train.train_batch_tokens={tokens}" in train
+    assert prepare.endswith(f"--tokenizer sp_bpe_{vocabulary} --out data/packagedocs_sp{vocabulary}")
+    assert f"data_path=data/packagedocs_sp{vocabulary} model.vocab_size={vocabulary} train.train_batch_tokens={tokens}" in train
     assert train.startswith("python train_gpt_mlx.py --config configs/demo.toml") and train.endswith(
         "train.iterations=3 run_id=other out_path=runs/mac"
     )

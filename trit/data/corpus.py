@@ -1,84 +1,20 @@
 """Documents of text. Input: the name of a corpus or a path; output: iterators of non-empty strings in a fixed order.
 
-Corpora: `pydocs` (the English in every Python installation), JSON lines, also compressed, and folders of text files.
+Corpora: `packagedocs` (docstrings of the pinned packages), `pydocs` (the English in every Python installation), JSON lines, also
+compressed, and folders of text files.
 """
 
-import ast
-import functools
 import hashlib
-import inspect
 import json
 import os
-import sysconfig
 from pathlib import Path
 
 import zstandard
 
+from trit.data.docstrings import pydocs
+from trit.data.package_docs import packagedocs
+
 VALIDATION_SHARE = 0.05
-# Tests, vendored packages and generated tables: no prose, or not in every installation.
-SKIPPED_FOLDERS = {
-    "test",
-    "tests",
-    "idle_test",
-    "idlelib",
-    "site-packages",
-    "dist-packages",
-    "__pycache__",
-    "ensurepip",
-    "lib2to3",
-    "encodings",
-    "pydoc_data",
-}
-
-
-@functools.cache
-def pydocs():
-    """Tuple of documents: the language topics, then one per standard-library module with its docstrings, deduplicated.
-
-    Sources are parsed, never imported, so the text depends on the Python version alone.
-    """
-    root = Path(sysconfig.get_paths()["stdlib"])
-    topics_file = root / "pydoc_data" / "topics.py"
-    if not topics_file.is_file():
-        raise ValueError(f"{topics_file}: this Python comes without its documentation; use one from python.org, uv or pyenv")
-    seen, documents = set(), []
-    for statement in ast.parse(topics_file.read_bytes()).body:
-        if isinstance(statement, ast.Assign):
-            topics = ast.literal_eval(statement.value)
-            texts = [inspect.cleandoc(topics[name]) for name in sorted(topics)]
-            documents += [text for text in dict.fromkeys(texts) if text]
-    for path in sorted(root.rglob("*.py")):
-        relative = path.relative_to(root)
-        private = any(part in SKIPPED_FOLDERS or part.startswith("config-") for part in relative.parts)
-        # Files that begin with _sysconfigdata are written by the build: they hold the paths of one machine.
-        if private or relative.name.startswith("_sysconfigdata"):
-            continue
-        name = ".".join(relative.with_suffix("").parts).removesuffix(".__init__")
-        text = module_document(path.read_bytes(), name, seen)
-        if text:
-            documents.append(text)
-    return tuple(documents)
-
-
-def module_document(source, name, seen):
-    """The docstrings of one module's source (bytes) under light headings, leaving out those in `seen`, which it extends."""
-    paragraphs = []
-
-    def visit(node, heading):
-        text = inspect.cleandoc(ast.get_docstring(node, clean=False) or "")
-        if text and text not in seen:
-            seen.add(text)
-            paragraphs.append(f"{heading}\n\n{text}")
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.ClassDef):
-                visit(child, f"class {child.name}")
-            elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
-                owner = f"{node.name}." if isinstance(node, ast.ClassDef) else ""
-                visit(child, f"{owner}{child.name}({', '.join(argument.arg for argument in child.args.args)})")
-
-    visit(ast.parse(source), name)
-    # An escape in a docstring may be half a surrogate pair, which UTF-8 cannot hold.
-    return "\n\n".join(paragraphs).encode("utf-8", "replace").decode("utf-8")
 
 
 def jsonl(path):
@@ -139,16 +75,20 @@ def text_folder(path):
 
 
 def open_corpus(name_or_path):
-    """Iterator of the documents of `pydocs`, a .jsonl or .jsonl.zst file, or a folder of .txt files; ValueError if empty."""
+    """Iterator of the documents of `packagedocs`, `pydocs`, a .jsonl or .jsonl.zst file, or a folder of .txt files; ValueError if empty."""
     name = str(name_or_path)
-    if name == "pydocs":
+    if name == "packagedocs":
+        documents = (document for part in packagedocs().values() for document in part)
+    elif name == "pydocs":
         documents = iter(pydocs())
     elif os.path.isdir(name):
         documents = text_folder(name)
     elif name.endswith((".jsonl", ".jsonl.zst")) and os.path.isfile(name):
         documents = jsonl(name)
     else:
-        raise ValueError(f"corpus {name}: no such corpus; possible: pydocs, a .jsonl or .jsonl.zst file, a folder of .txt files")
+        raise ValueError(
+            f"corpus {name}: no such corpus; possible: packagedocs, pydocs, a .jsonl or .jsonl.zst file, a folder of .txt files"
+        )
     return refuse_empty(documents, name)
 
 
@@ -174,3 +114,10 @@ def split(documents):
     for document in documents:
         parts[is_validation(document)].append(document)
     return parts
+
+
+def read_part(name_or_path, part):
+    """Iterator of the documents of one part ("train" or "val") of a corpus, which splits itself (`packagedocs`) or is split by hash."""
+    if str(name_or_path) == "packagedocs":
+        return iter(packagedocs()[part])
+    return (document for document in open_corpus(name_or_path) if is_validation(document) == (part == "val"))

@@ -16,7 +16,7 @@ import numpy as np
 
 from trit.console import CLOCK_FORMAT, Parser, command, counted, progress, say
 from trit.data.byte_count import byte_table, token_bytes
-from trit.data.corpus import is_validation, open_corpus
+from trit.data.corpus import open_corpus, read_part
 from trit.data.files import atomic_write
 from trit.data.manifest import MANIFEST_NAME, file_sha256, read_manifest, tokenizer_sha256
 from trit.data.shards import shard_length, write_shard
@@ -29,15 +29,13 @@ BATCH_DOCUMENTS = 64
 
 
 def read_split(corpora, part, held_out=frozenset(), dropped=None):
-    """Documents of `part` ("train" or "val"); `corpora` maps both parts to corpus names: one name for both is split by hash.
+    """Documents of `part` ("train" or "val"); `corpora` maps both parts to corpus names: one name for both is split.
 
     Documents whose `text_key` is in `held_out` are left out; the list `dropped`, where given, takes their keys.
     """
-    by_hash = corpora["train"] == corpora["val"]
+    one = corpora["train"] == corpora["val"]
     empty = True
-    for document in open_corpus(corpora[part]):
-        if by_hash and is_validation(document) != (part == "val"):
-            continue
+    for document in read_part(corpora[part], part) if one else open_corpus(corpora[part]):
         if held_out and (key := text_key(document)) in held_out:
             if dropped is not None:
                 dropped.append(key)
@@ -152,7 +150,7 @@ def is_complete(folder, inputs):
 def prepare(corpora, out, spec=None, vocab_file="", shard_tokens=SHARD_TOKENS, tokenizer_bytes=TOKENIZER_BYTES, say=say):
     """Make the data folder `out` and return its manifest.
 
-    `corpora` is {"train": name, "val": name} (see `open_corpus`); equal names are split by a hash of each document.
+    `corpora` is {"train": name, "val": name} (see `open_corpus`); equal names are split by `read_part`.
     `spec` is an entry of tokenizer_specs.json, or `vocab_file` an existing .model. `tokenizer_bytes` bounds the training
     text a tokenizer is trained on, `shard_tokens` the length of a shard. The same inputs give the same files.
     """
@@ -235,7 +233,9 @@ def prepare(corpora, out, spec=None, vocab_file="", shard_tokens=SHARD_TOKENS, t
 def main(arguments=None):
     """Command line of this module."""
     parser = Parser(prog="python -m trit.data.prepare", description="Turn text into a folder of token shards.", answers=True)
-    parser.add_argument("--corpus", default="pydocs", help="pydocs, a .jsonl or .jsonl.zst file, or a folder of .txt files; split by hash")
+    parser.add_argument(
+        "--corpus", default="pydocs", help="packagedocs, pydocs, a .jsonl or .jsonl.zst file, or a folder of .txt files; split"
+    )
     parser.add_argument("--train", help="training corpus, where validation is a separate one")
     parser.add_argument("--val", help="validation corpus, with --train")
     parser.add_argument("--tokenizer", default="sp_bpe_512", help="entry of the tokenizer specs")
@@ -248,7 +248,7 @@ def main(arguments=None):
     )
     options = parser.parse_args(arguments)
     if bool(options.train) != bool(options.val):
-        parser.error("--train and --val go together; without them --corpus is split by a hash of each document")
+        parser.error("--train and --val go together; without them --corpus is split")
     corpora = {"train": options.train or options.corpus, "val": options.val or options.corpus}
     with command(options.json, f"stopped; {options.out} is as it was") as answer:
         try:

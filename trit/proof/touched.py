@@ -16,7 +16,7 @@ DEVICES = re.compile(r"/dev/(null|zero|full|random|urandom|tty|nvidia[\w-]*|dri/
 LIBRARIES = re.compile(
     r"(/usr(/local)?)?/lib(32|64)?/|/usr/local/cuda|/usr/share/zoneinfo/|/etc/(ld\.so\.\w+|localtime|nsswitch\.conf)|/opt/"
 )
-# The embedded documentation of Python is the text of the demo: no program needs it to score.
+# The embedded documentation of Python is the text `pydocs`: no program needs it to score.
 FORBIDDEN = re.compile(r"/pydoc_data/")
 TRAINING_NAME = re.compile(r"_train_|[/_]train[-_\w]*\.(bin|txt|jsonl|npy|zst|parquet)")
 COMPILERS = ("gcc", "g++", "cc", "c++", "clang", "clang++", "ld", "ldconfig", "ptxas", "nvcc")
