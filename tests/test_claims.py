@@ -70,7 +70,7 @@ def test_only_the_same_bytes_are_a_rebuild(built, verdict, monkeypatch):
         wrapped, sha256 = built, "0"
 
     monkeypatch.setattr(rebuild, "from_dict", lambda config: None)
-    monkeypatch.setattr(rebuild, "bundle", lambda config, library, shake, codecs: Built)
+    monkeypatch.setattr(rebuild, "bundle", lambda config, **how: Built)
     assert rebuild.same_build(entry(versions={"trit": package_sha256()})).verdict == verdict
     assert rebuild.same_build(entry(versions={"trit": "another"})).verdict == verdict.replace("fail", "unknown")
 

@@ -306,7 +306,7 @@ def again(cfg, **settings):
         ({"relax_rate": 0.0}, "arch.relax_rate=0.0 must be positive and below"),
         ({"leak": -0.1}, "arch.leak=-0.1 must not be negative"),
         ({"jacobian_share": 1.5}, "arch.jacobian_share=1.5 must be above 0 and at most 1"),
-        ({"drop_path": 0.1}, "a cell that is left out has no rest"),
+        ({"drop_path": 0.1}, "train.drop_path=0.1: .*equilibrium has no rest while a cell is left out"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, message):
