@@ -16,6 +16,7 @@ from model_fixtures import TINY
 
 from trit.config_load import ROOT, load
 from trit.report.statistics import compare, corrected, mean_and_deviation, pooled_deviation
+from trit.study import fill
 from trit.study.files import write_json
 from trit.study.fill import FILLED_SHARE, expected_total, filled
 from trit.study.plan import read_study
@@ -94,6 +95,17 @@ def test_the_size_setting_grows_until_the_cap_is_filled(tmp_path):
         assert more > FILLED_SHARE * 80_000
     assert buckets[0] > buckets[1] > 0
     assert filled(study, study.variants[2])[0] == study.settings(study.variants[2])
+
+
+def test_a_filled_variant_leaves_room_for_the_planners_error(tmp_path, monkeypatch):
+    """Each step of the size weighs 160 bytes here, and the program 1,000."""
+    text = "[variants]\nfirst = []\n"
+    study = read_study(write_study(tmp_path, "data", text, fill="engram.engram_buckets", fill_step=16))
+    monkeypatch.setattr(fill, "counted_code", lambda config: 1000)
+    monkeypatch.setattr(fill, "expected_total", lambda preset, settings, code: (code + 10 * int(settings[-1].partition("=")[2]), 80_000))
+    settings, code, total = filled(study, study.variants[0])
+    assert code == 1000 and settings[-1].startswith("engram.engram_buckets=")
+    assert total <= FILLED_SHARE * 80_000 < total + 160
 
 
 # Ends a study and its trainings with SIGKILL around the writing of one file, KILL="before|after its/path", and notes in STARTS which
@@ -223,14 +235,16 @@ def test_comparisons_are_those_of_welchs_test():
 
 
 def test_table_and_picture_of_known_records(tmp_path):
-    study = read_study(write_study(tmp_path, "data"))
+    text = "[variants]\nfirst = []\nsecond = ['train.matrix_lr=0.05']\nthird = ['train.matrix_lr=0.06']\n"
+    study = read_study(write_study(tmp_path, "data", text))
     common = {"steps": 10, "tokens_per_second": 1000, "bytes_total": 900, "cap_bytes": 1000}
-    values = {"first": [2.0, 2.02, 2.01], "second": [1.9, 1.91, 1.92]}
+    values = {"first": [2.0, 2.02, 2.01], "second": [1.9, 1.91, 1.92], "third": [1.8, 1.82, 1.81]}
     records = [common | {"name": name, "seed": i, "bpb": value} for name, found in values.items() for i, value in enumerate(found)]
-    records[-1]["bytes_total"] = 1100
+    records[5]["bytes_total"] = 1100
     lines = table(study, records).splitlines()
     assert lines[2].startswith("| first | 3 | 2.0100 | 0.0100 |") and "-0.1000 ±" in lines[3] and "(1 over the cap)" in lines[3]
-    assert lines[-1] == "Pooled standard deviation of a seed: 0.0100 bits per byte, 4 degrees of freedom."
+    assert "-0.2000 ±" in lines[4] and "over the cap" not in lines[4]
+    assert lines[-1] == "Pooled standard deviation of a seed: 0.0100 bits per byte, 6 degrees of freedom."
     draw(study, records, tmp_path / "picture.svg")
     assert "second" in (tmp_path / "picture.svg").read_text() or (tmp_path / "picture.svg").stat().st_size > 5_000
     with pytest.raises(ValueError, match="nothing to draw"):

@@ -165,13 +165,15 @@ def test_text_goes_on_as_the_model_has_it(folders, capsys):
     opened = open_artifact(folders["bytes"])
     one, two, other = ("".join(generated(opened, "the", 30, 1.0, 0, seed)) for seed in (1, 1, 2))
     assert one == two != other
-    # At temperature 0 every token is the likeliest one after what stands before it.
-    greedy = list(generated(opened, "the", 12, 0.0))
-    ids = [1, *opened.tokenizer.encode("the").tolist()]
-    for _ in range(12):
-        ids.append(int(opened.rows(np.array([ids[-opened.window :]]), 0)[0, -1].argmax()))
-    wanted = list(itertools.takewhile(lambda i: opened.spelled[i] is not None, ids[4:]))
-    assert "".join(greedy) == b"".join(opened.spelled[i] for i in wanted).decode("utf-8", "replace")
+    # At temperature 0 every token is the likeliest one after what stands before it, in the last window where that is longer.
+    for beginning in ("the", "the quick brown fox counts " * opened.window):
+        greedy = list(generated(opened, beginning, 12, 0.0))
+        ids = [1, *opened.tokenizer.encode(beginning).tolist()]
+        given = len(ids)
+        for _ in range(12):
+            ids.append(int(opened.rows(np.array([ids[-opened.window :]]), 0)[0, -1].argmax()))
+        wanted = list(itertools.takewhile(lambda i: opened.spelled[i] is not None, ids[given:]))
+        assert "".join(greedy) == b"".join(opened.spelled[i] for i in wanted).decode("utf-8", "replace")
     main([str(folders["bytes"]), "generate", "the", "--tokens", "5", "--top-k", "1"])
     assert capsys.readouterr().out.startswith("the")
     with pytest.raises(ValueError, match="must be 0 or more"):
