@@ -5,9 +5,7 @@ The same inputs give the same bytes.
 """
 
 import ast
-import contextlib
 import functools
-import gc
 import hashlib
 import lzma
 from dataclasses import dataclass, field
@@ -23,6 +21,7 @@ from trit.bundle.names import walk
 from trit.bundle.shake import join, needed_imports, reachable
 from trit.bundle.specialise import flatten
 from trit.bundle.wrap import wrap
+from trit.collector import collector_off
 from trit.console import CLOCK_FORMAT, progress
 
 QUICK_CODECS = ("brotli", "lzma", "zlib")
@@ -71,9 +70,7 @@ def bundle(
     Without `shake` whole modules are joined, with the reserved names substituted and nothing folded, dropped or shortened.
     With `remember` a file that was built from the very same inputs is read back; a proof that builds agree does without.
     """
-    root = Path(root or Path(__file__).resolve().parents[2]).resolve()
-    package = entry.partition(".")[0]
-    arch_module = arch_module or f"{package}.models.{config.model.name}"
+    package, root, arch_module = places(config, entry, root, arch_module)
     inputs = config, entry, library, shake, tuple(codecs), needs_source, arch_module
     key = fingerprint(root, package, *inputs)
     found = MEMORY.get(key) if remember else None
@@ -84,16 +81,11 @@ def bundle(
     return found
 
 
-@contextlib.contextmanager
-def collector_off():
-    """Without the collection of cycles, which takes two fifths of a build: syntax trees are many small objects that live together."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
+def places(config, entry, root, arch_module):
+    """(name of the package, folder that holds it, module of the architecture), each as given or by default."""
+    package = entry.partition(".")[0]
+    root = Path(root or Path(__file__).resolve().parents[2]).resolve()
+    return package, root, arch_module or f"{package}.models.{config.model.name}"
 
 
 def built(config, entry, library, root, shake, codecs, needs_source, arch_module):
@@ -137,11 +129,9 @@ def linted(entry, library, arch_module, root, sources):
 
 def shaken_text(config, entry="trit.submission", library="torch", root=None, arch_module=None):
     """The readable form of a configuration's program."""
-    root = Path(root or Path(__file__).resolve().parents[2]).resolve()
+    _, root, arch_module = places(config, entry, root, arch_module)
     with collector_off():
-        flat, _, tree = flat_tree(
-            config, entry, library, root, True, arch_module or f"{entry.partition('.')[0]}.models.{config.model.name}"
-        )
+        flat, _, tree = flat_tree(config, entry, library, root, True, arch_module)
         return readable(tree, flat.entry)
 
 

@@ -15,16 +15,14 @@ import zlib
 from importlib import metadata
 from pathlib import Path
 
-from trit.data.files import atomic_write
-
 KEPT_IN_MEMORY, KEPT_ON_DISK = 32, 128
 TOOLS = ("brotli", "python-minifier")
 
 
 def fingerprint(root, package, *inputs):
     """SHA-256 of a build's inputs: the package's sources, the bundler's own, the tools' versions, and `inputs` (settings, names)."""
-    bundler = Path(__file__).resolve().parents[1]
-    facts = [sources_sha256(bundler), sources_sha256(Path(root) / package), tools(), [described(value) for value in inputs]]
+    folders = dict.fromkeys([Path(__file__).resolve().parents[1], Path(root).resolve() / package])  # one folder, but for another root
+    facts = [*map(sources_sha256, folders), tools(), [described(value) for value in inputs]]
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
@@ -90,10 +88,9 @@ class Memory:
         if place := folder():
             try:
                 place.mkdir(parents=True, exist_ok=True)
-                handle, partial = tempfile.mkstemp(dir=place, prefix=".")
-                os.close(handle)
-                atomic_write(partial, self.written(value))
-                os.replace(partial, place / key)
+                with tempfile.TemporaryDirectory(dir=place, prefix=".") as aside:
+                    (Path(aside) / key).write_bytes(self.written(value))
+                    os.replace(Path(aside) / key, place / key)
                 for old in sorted(place.glob("[0-9a-f]*"), key=lambda path: path.stat().st_mtime)[:-KEPT_ON_DISK]:
                     old.unlink()
             except OSError:

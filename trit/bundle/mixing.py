@@ -1,10 +1,10 @@
 """Context mixing for the counted file: what brotli codes in 12,400 bytes takes 10,600, and its decoder 650.
 
-In: a file that `trit.bundle.mixing_encoder` wrote. Out: its text, without running it. The file decodes the text bit by bit. Nine contexts guess the next bit; their guesses are
-weighed in the logistic domain by weights that learn (PAQ: Mahoney 2005), and an arithmetic coder writes digits to base 254: the byte
-values that a raw latin-1 literal holds as they are. Weights and coder are integers, counters use + - and / alone, so every machine decodes
-alike. Only log and exp come from the machine's library: their results are rounded, and the encoder refuses a text where a result lies so
-near to a rounding edge that another library could fall on the other side.
+In: a file that `trit.bundle.mixing_encoder` wrote. Out: its text, without running it. The file decodes the text bit by bit. Nine contexts
+guess the next bit; their guesses are weighed in the logistic domain by weights that learn (PAQ: Mahoney 2005), and an arithmetic coder
+writes digits to base 254: the byte values that a raw latin-1 literal holds as they are. Weights and coder are integers, counters use + -
+and / alone, so every machine decodes alike. Only log and exp come from the machine's library: their results are rounded, and the encoder
+refuses a text where a result lies so near to a rounding edge that another library could fall on the other side.
 """
 
 import functools

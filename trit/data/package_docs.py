@@ -10,7 +10,6 @@ are shuffled by a hash of their names, so that any stretch of the text, also the
 
 import ast
 import functools
-import gc
 import hashlib
 import inspect
 import re
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from trit.collector import collector_off
 from trit.data.docstrings import module_document
 
 PACKAGES = ("huggingface_hub", "matplotlib", "networkx", "numpy", "scipy", "sympy", "torch")
@@ -58,15 +58,10 @@ def pins(files):
 def read_packages(versions, folders=None):
     """{module: text} of the packages {name: version}, in their order, modules by name; installed here, or in one of `folders`."""
     seen, modules = set(), {}
-    collecting = gc.isenabled()
-    gc.disable()  # a syntax tree is many small objects and no garbage: collecting takes a quarter of the time
-    try:
+    with collector_off():
         for package, version in versions.items():
             for name, source in package_sources(package, version, folders):
                 modules[name] = all_docstrings(source, name, seen)
-    finally:
-        if collecting:
-            gc.enable()
     return modules
 
 
