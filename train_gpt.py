@@ -10,12 +10,10 @@ from trit.console import command
 def main(arguments=None):
     with command():  # the array library takes seconds to import, and Ctrl-C may come then too
         from trit.launch import launch
-        from trit.ops import torch_ops
-        from trit.train.torch_backend import make_backend, start_process
         from trit.train.torch_compile import with_compile_report
         from trit.train.torch_profile import with_profile
 
-        launch(arguments, __doc__, torch_ops, start_process, make_backend, with_profile, with_compile_report)
+        launch(arguments, __doc__, "torch", with_profile, with_compile_report)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,8 @@ from trit.console import command
 def main(arguments=None):
     with command():  # the array library takes seconds to import, and Ctrl-C may come then too
         from trit.launch import launch
-        from trit.ops import mlx_ops
-        from trit.train.mlx_backend import make_backend, start_process
 
-        launch(arguments, __doc__, mlx_ops, start_process, make_backend)
+        launch(arguments, __doc__, "mlx")
 
 
 if __name__ == "__main__":

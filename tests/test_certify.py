@@ -184,6 +184,8 @@ FOLDER, HOME, PYTHON = "/run/0", "/run/home", "/python"
         (Event("open", f"{PYTHON}/lib/json.py", False, "import", 0.1), None),
         (Event("open", f"{PYTHON}/lib/json.py", False, "the program", 0.1), "no other files"),
         (Event("open", f"{PYTHON}/lib/pydoc_data/topics.py", False, "import", 0.1), "no other files"),
+        (Event("open", f"{PYTHON}/lib/site-packages/matplotlib/colors.py", False, "import", 0.1), "no other files"),
+        (Event("open", f"{PYTHON}/lib/site-packages/scipy/stats.py", False, "import", 0.1), None),
         (Event("open", f"{PYTHON}/lib/json.py", True, "torch", 0.1), "no other files"),
         (Event("open", "/proc/self/maps", False, "torch", 0.1), None),
         (Event("open", "/proc/12/environ", False, "the program", 0.1), "no other files"),

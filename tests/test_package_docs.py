@@ -111,9 +111,28 @@ def made_up_modules(seed=7):
     return modules
 
 
+def validate_on_made_up(monkeypatch):
+    """A quarter of the made-up modules is validation text."""
+    monkeypatch.setattr(package_docs, "VALIDATION_PACKAGES", ("made",))
+    monkeypatch.setattr(package_docs, "VALIDATION_SHARE", 0.25)
+
+
+def test_only_packages_that_no_program_imports_are_validation_text(monkeypatch):
+    monkeypatch.setattr(package_docs, "VALIDATION_SHARE", 0.5)
+    modules = {
+        name.replace("made", package): f"{name.replace('made', package)} says\n\n{text}"
+        for seed, package in enumerate(("torch", "matplotlib"))
+        for name, text in made_up_modules(seed).items()
+    }
+    parts = clean_split(modules)
+    assert all("matplotlib.up" in text for text in parts["val"]) and len(parts["val"]) > 30
+    assert sum("matplotlib.up" in text for text in parts["train"]) > 30
+    assert "torch" not in package_docs.VALIDATION_PACKAGES and "numpy" not in package_docs.VALIDATION_PACKAGES
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_no_paragraph_stands_in_both_parts_or_twice(seed, monkeypatch):
-    monkeypatch.setattr(package_docs, "VALIDATION_SHARE", 0.25)
+    validate_on_made_up(monkeypatch)
     modules = made_up_modules(seed)
     parts = clean_split(modules)
     train, val = (paragraphs(parts[part]) for part in ("train", "val"))
@@ -135,7 +154,7 @@ def test_no_paragraph_stands_in_both_parts_or_twice(seed, monkeypatch):
 
 
 def test_the_split_is_by_name_and_does_not_depend_on_what_comes_first(monkeypatch):
-    monkeypatch.setattr(package_docs, "VALIDATION_SHARE", 0.25)
+    validate_on_made_up(monkeypatch)
     modules = made_up_modules()
     parts = clean_split(modules)
     assert clean_split(dict(reversed(modules.items()))) == parts
@@ -147,7 +166,7 @@ def test_the_split_is_by_name_and_does_not_depend_on_what_comes_first(monkeypatc
 @pytest.fixture
 def small(monkeypatch):
     """`packagedocs` played by made-up modules."""
-    monkeypatch.setattr(package_docs, "VALIDATION_SHARE", 0.25)
+    validate_on_made_up(monkeypatch)
     parts = clean_split(made_up_modules())
     monkeypatch.setattr(corpus, "packagedocs", lambda: parts)
     return parts

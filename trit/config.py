@@ -233,6 +233,9 @@ class RunArgs:
     run_id: str = setting("run", "name of the run, and of its folder in runs/")
     out_path: str = setting("", "folder of the run's files; empty means runs/<run_id>")
     resume: bool = setting(False, "continue from the run folder's checkpoint")
+    fit_clock: bool = setting(
+        False, "time one compression before the clock starts, and end training earlier by what it takes on this machine"
+    )
 
 
 SECTIONS = {

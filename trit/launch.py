@@ -15,10 +15,11 @@ from types import SimpleNamespace
 from trit.bars import training
 from trit.compress.live import with_prediction
 from trit.compress.plan import budget_table, check_plan, plan
-from trit.config_load import describe, load, run_folder, save
+from trit.config_load import describe, load, run_folder, save, with_overrides
 from trit.console import INTERRUPTED, Parser, above_bars, command
 from trit.data.firewall import Firewall, validation_files
 from trit.data.manifest import check_vocabulary
+from trit.library import load_library
 from trit.models import load_arch
 from trit.params import init_params
 from trit.train.checkpoint import load_checkpoint, save_checkpoint
@@ -36,6 +37,8 @@ def prepare_run(options, overrides, world):
     resumed = None
     if run.resume:
         before, *resumed = load_checkpoint(folder / "checkpoint.npz")
+        if run.fit_clock:
+            config = with_overrides(config, [f"train.max_wallclock_seconds={before.train.max_wallclock_seconds}"])
         if before != config:
             raise ValueError(f"{folder}/checkpoint.npz has other settings than this command; resume with those of {folder}/config.json")
     check_vocabulary(run.data_path, config.model.vocab_size)
@@ -69,8 +72,8 @@ def keep_freed_memory():
     return False
 
 
-def launch(arguments, text, ops, start_process, make_backend, with_profile=None, with_compile_report=None):
-    """Train with the given array vocabulary and backend. `text` is the help of the command; exits non-zero on a user's mistake.
+def launch(arguments, text, library, with_profile=None, with_compile_report=None):
+    """Train with the array library of that name. `text` is the help of the command; exits non-zero on a user's mistake.
 
     `with_profile(backend, folder, first, log)` gives the backend that records steps for --profile, and `with_compile_report(backend, cfg,
     log)` the one that reports on its compiler, where the array library has one.
@@ -90,19 +93,19 @@ def launch(arguments, text, ops, start_process, make_backend, with_profile=None,
     # Schedulers and pods end a run with SIGTERM: it saves like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with command(options.json) as answer:
-        answer |= trained(options, overrides, ops, start_process, make_backend, with_profile, with_compile_report)
+        answer |= trained(options, overrides, load_library(library), with_profile, with_compile_report)
 
 
-def trained(options, overrides, ops, start_process, make_backend, with_profile, with_compile_report):
+def trained(options, overrides, library, with_profile, with_compile_report):
     """Train what the command line says -> what --json prints of it, nothing on other ranks than the first."""
-    process, saved = SimpleNamespace(rank=0, world=1), []
+    process, saved, ops = SimpleNamespace(rank=0, world=1), [], library.ops
     # Nothing opens it again: a run that reads validation text, at any point, ends with the place that asked.
     firewall = Firewall().close()
     try:
         if options.profile and not with_profile:
             raise ValueError("--profile needs PyTorch: python train_gpt.py --profile; for MLX see mx.metal.start_capture and Xcode")
         kinds = monitored_kinds(options.monitor)
-        process = start_process()
+        process = library.backend.start_process()
         config, run, settings, folder, resumed = prepare_run(options, overrides, process.world)
         firewall.protect(*validation_files(run.data_path))
         arch = load_arch(config.model.name)
@@ -112,6 +115,10 @@ def trained(options, overrides, ops, start_process, make_backend, with_profile, 
             check_plan(made, config.track.cap_bytes)
         folder.mkdir(parents=True, exist_ok=True)
         log = above_bars(RunLog(process.rank, folder, keep=run.resume))
+        if run.fit_clock and not resumed:
+            from trit.fit_clock import with_room  # the build takes half a second to import
+
+            config = with_room(library, config, process, run.seed, run.data_path, log)
         if process.rank == 0:
             save(config, folder / "config.json")
             (folder / "run.json").write_text(json.dumps(dataclasses.asdict(run)) + "\n")
@@ -122,7 +129,7 @@ def trained(options, overrides, ops, start_process, make_backend, with_profile, 
                 save_checkpoint(folder / "checkpoint.npz", config, *state)
             saved.append(folder)
 
-        backend = make_backend(ops, arch, config, specs, init_params(specs, run.seed), process)
+        backend = library.backend.make_backend(ops, arch, config, specs, init_params(specs, run.seed), process)
         if with_compile_report and "compile" in kinds:
             backend = with_compile_report(backend, config, log)
         if options.profile:

@@ -7,6 +7,7 @@ folder holds nothing but what it is given, so that a file it asks for beside tho
 import os
 import re
 
+from trit.data.package_docs import VALIDATION_PACKAGES
 from trit.proof.checks import check
 
 # Kernel tables that PyTorch, OpenMP and the C library read (maps, cpuinfo, meminfo, cgroup limits), and devices.
@@ -16,8 +17,9 @@ DEVICES = re.compile(r"/dev/(null|zero|full|random|urandom|tty|nvidia[\w-]*|dri/
 LIBRARIES = re.compile(
     r"(/usr(/local)?)?/lib(32|64)?/|/usr/local/cuda|/usr/share/zoneinfo/|/etc/(ld\.so\.\w+|localtime|nsswitch\.conf)|/opt/"
 )
-# The embedded documentation of Python is the text `pydocs`: no program needs it to score.
-FORBIDDEN = re.compile(r"/pydoc_data/")
+# What this project's own validation text is made of, and no program needs to score: the embedded documentation of Python (`pydocs`), and
+# the packages whose docstrings `packagedocs` validates on.
+FORBIDDEN = re.compile(rf"/pydoc_data/|/(site|dist)-packages/({'|'.join(VALIDATION_PACKAGES)})/")
 TRAINING_NAME = re.compile(r"_train_|[/_]train[-_\w]*\.(bin|txt|jsonl|npy|zst|parquet)")
 COMPILERS = ("gcc", "g++", "cc", "c++", "clang", "clang++", "ld", "ldconfig", "ptxas", "nvcc")
 LIBRARIES_THAT_COMPILE = ("torch", "triton")

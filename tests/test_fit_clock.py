@@ -1,0 +1,64 @@
+"""run.fit_clock: training ends earlier by what compression takes here, never later than the preset says, and a resumed run keeps its clock."""
+
+import json
+import re
+
+import pytest
+from model_fixtures import tiny_config
+from record_fixtures import TINY, run, session_text
+
+import trit.fit_clock
+from trit.library import load_library
+from trit.train.log import Log
+
+
+class Lines(Log):
+    """A log that keeps its lines."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def line(self, text):
+        self.lines.append(text)
+
+
+def with_room(monkeypatch, seconds, **settings):
+    """(clock of a configuration where compression takes so many seconds, lines of the log)."""
+    monkeypatch.setattr(trit.fit_clock, "compress_run", lambda *given: (None, b"", seconds))
+    library, log = load_library("torch"), Lines()
+    config = tiny_config(**{"train_seconds": 300.0, "max_wallclock_seconds": 290.0, "calibration_evals": 0} | settings)
+    return trit.fit_clock.with_room(library, config, library.backend.start_process(), 1, "data", log).train.max_wallclock_seconds, log.lines
+
+
+def test_what_compression_takes_is_left_twice_and_the_preset_is_the_most(monkeypatch):
+    clock, lines = with_room(monkeypatch, 24.5)
+    assert clock == 249.0 and lines == ["fit_clock: compression takes 24.5s here; training may take 249s of 300s"]
+    assert with_room(monkeypatch, 0.5)[0] == 290.0
+    assert with_room(monkeypatch, 0.5, max_wallclock_seconds=20.0)[0] == 20.0
+
+
+def test_a_track_that_leaves_nothing_or_has_no_limit_is_refused(monkeypatch):
+    with pytest.raises(ValueError, match=r"one compression took 149\.0s here, of track.train_seconds=300; nothing is left"):
+        with_room(monkeypatch, 149.0)
+    with pytest.raises(ValueError, match=r"run.fit_clock=true needs a limit to fit to: set track.train_seconds"):
+        with_room(monkeypatch, 1.0, train_seconds=0.0, max_wallclock_seconds=0.0)
+
+
+def test_a_run_measures_once_and_a_resumed_one_keeps_its_clock(tmp_path):
+    """The real compression is timed, behind the firewall; the clock it leaves stands in config.json and is what resume=true compares with."""
+    settings = [*TINY, f"data_path={session_text()}", f"out_path={tmp_path}", "fit_clock=true", "train.max_wallclock_seconds=299.9"]
+    settings += ["compress.calibration_evals=0"]
+    clocks, logs = [], []
+    for extra in ([], ["resume=true"]):
+        done = run("train_gpt.py", *settings, *extra)
+        assert done.returncode == 0, done.stderr
+        clocks.append(json.loads((tmp_path / "config.json").read_text())["train"]["max_wallclock_seconds"])
+        logs.append(
+            re.findall(r"^fit_clock: compression takes ([\d.]+)s here; training may take ([\d.]+)s of 300s$", done.stdout, re.MULTILINE)
+        )
+    (taken, left), *_ = logs[0]
+    assert len(logs[0]) == 1 and logs[1] == [] and clocks == [float(left)] * 2
+    assert abs(298.0 - 2.0 * float(taken) - float(left)) <= 0.11 and 0.0 < float(left) < 298.0
+    other = run("train_gpt.py", *settings, "resume=true", "train.iterations=13")
+    assert other.returncode == 1 and "has other settings than this command" in other.stderr
