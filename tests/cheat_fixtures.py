@@ -35,10 +35,10 @@ from trit.report import record
 from trit.submission import make_artifact
 from trit.train.backend import Process
 
-PIECES, CUTS, SEEDS = 300, 5, (7, 8, 11)
+PIECES, CUTS, SEEDS = 300, 3, (7, 8, 11)
 SETTINGS = [
-    f"model.vocab_size={PIECES}", "model.num_layers=2", "model.model_dim=16", "model.num_heads=2", "model.num_kv_heads=1",
-    "model.embed_dim=8", "model.partial_rope_dims=4", "model.yarn_max_len=64", "model.mlp_mult=1", "train.train_seq_len=16",
+    f"model.vocab_size={PIECES}", "model.num_layers=2", "model.model_dim=8", "model.num_heads=2", "model.num_kv_heads=1",
+    "model.embed_dim=4", "model.partial_rope_dims=4", "model.yarn_max_len=64", "model.mlp_mult=1", "train.train_seq_len=16",
     "train.train_batch_tokens=64", "train.max_wallclock_seconds=0", "track.track=non_record_16mb", "track.cap_bytes=60000",
     "eval.eval_seq_len=16", "eval.eval_stride=8", "eval.eval_batch_seqs=3", "eval.eval_chunk_tokens=40", "eval.memory_chunk_tokens=10",
     "eval.ngram_order=3", "eval.ngram_nodes=4096", "eval.eval_engram_buckets=64", "eval.ttt_scope=scales", "eval.ttt_lr=0.05",

@@ -20,7 +20,7 @@ from trit.train.log import Log
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [
     "model.vocab_size=260", "model.num_layers=3", "model.model_dim=32", "model.num_heads=2", "model.num_kv_heads=1", "model.embed_dim=16",
-    "model.yarn_max_len=64", "engram.engram_buckets=64", "engram.engram_row_dim=8", "model.xsa_layers=1", "model.partial_rope_dims=8",
+    "model.mlp_mult=1", "model.yarn_max_len=64", "engram.engram_buckets=64", "engram.engram_row_dim=8", "model.xsa_layers=1", "model.partial_rope_dims=8",
     "train.train_seq_len=32", "train.train_batch_tokens=256", "train.iterations=12", "train.log_every=4", "eval.eval_seq_len=32",
     "eval.eval_stride=16", "compress.calibration_tokens=512", "compress.calibration_evals=3", "track.cap_bytes=100000",
     "quant.bitnet_group_size=24", "compress.code_bytes_reserve=12000",

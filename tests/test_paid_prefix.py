@@ -240,6 +240,10 @@ def test_text_in_a_counted_file_is_found():
         for file in (source.encode(), wrap(source, ("zlib",))):
             found = text_runs(code_views(file), ids, text, VOCAB)
             assert found and max(run.symbols for run in found) >= (40 if name == "numbers" else 96), name
+    packed = zlib.compress(f"y = {base64.b64encode(text[:300])!r}".encode())
+    deep = zlib.compress(zlib.compress(zlib.compress(packed)))
+    assert not text_runs(code_views(f"x = {deep!r}\n".encode()), ids, text, VOCAB), "as deep as is searched"
+    assert text_runs(code_views(f"x = {deep!r}\nz = {packed!r}\n".encode()), ids, text, VOCAB), "what was met too deep is met again"
     assert not text_runs(code_views(b"def broken(:\n"), ids, text, VOCAB)
     assert list(code_views(b"x = 1\n")) == ["counted file"]
     assert not text_runs(code_views(b"x = " + repr(zlib.compress(bytes(10_000_000))).encode()), ids, text, VOCAB)

@@ -59,20 +59,22 @@ def artifact_views(data, cfg, specs):
 
 def code_views(source):
     """Views of a counted file (bytes): the file, the source inside its wrapper, its literals, and what these decode to."""
-    views, source = {}, bytes(source)
+    views, taken, source = {}, {}, bytes(source)
     add_view(views, "counted file", source)
     try:
         expanded = expand(source).encode()
         add_view(views, "expanded source", expanded)
-        add_literals(views, "expanded source", expanded, DEPTH)
+        taken[expanded] = DEPTH
+        add_literals(views, taken, "expanded source", expanded, DEPTH)
     except (ValueError, LookupError, AttributeError, TypeError, zlib.error, lzma.LZMAError, brotli.error):
         pass  # not wrapped by trit: what it hides is found through its literals
-    add_literals(views, "counted file", source, DEPTH)
+    add_literals(views, taken, "counted file", source, DEPTH)
     return views
 
 
-def add_literals(views, name, source, depth):
-    """Add the long literals of Python source (bytes) and all its short ones joined; nothing where it is not Python."""
+def add_literals(views, taken, name, source, depth):
+    """Add the long literals of Python source (bytes) and all its short ones joined; nothing where it is not Python. `taken` {bytes: depth}
+    is what was taken apart already, and how deep."""
     try:
         nodes = list(ast.walk(ast.parse(source)))
     except (SyntaxError, ValueError, MemoryError, RecursionError):
@@ -83,7 +85,7 @@ def add_literals(views, name, source, depth):
         short += found if isinstance(node, ast.Constant) else []
         for data in found:
             if len(data) >= LITERAL_BYTES:
-                add_decoded(views, f"{name}, literal in line {node.lineno}", data, depth)
+                add_decoded(views, taken, f"{name}, literal in line {node.lineno}", data, depth)
     add_view(views, f"{name}, all literals", b"".join(short))
 
 
@@ -105,19 +107,23 @@ def literal_bytes(node):
     return []
 
 
-def add_decoded(views, name, data, depth):
-    """Add bytes, and if they are new, what every decoder makes of them and the literals of what turns out to be Python."""
-    if not add_view(views, name, data) or not depth:
-        return
-    for label, decode in DECODERS.items():
+def add_decoded(views, taken, name, data, depth):
+    """Add bytes, and unless they were taken apart as deep as this, what every decoder makes of them and the literals of what turns out to
+    be Python. Returns whether they were not."""
+    add_view(views, name, data)
+    if depth <= taken.get(data, -1):
+        return False
+    taken[data] = depth
+    for label, decode in DECODERS.items() if depth else ():
         try:
             decoded = decode(data)
         except (ValueError, EOFError, OSError, MemoryError, zlib.error, lzma.LZMAError, brotli.error):
             continue
         if decoded and len(decoded) >= LITERAL_BYTES:
             inner = f"{name}, {label}"
-            add_decoded(views, inner, decoded, depth - 1)
-            add_literals(views, inner, decoded, depth - 1)
+            if add_decoded(views, taken, inner, decoded, depth - 1):
+                add_literals(views, taken, inner, decoded, depth - 1)
+    return True
 
 
 def inflate(data, bits):
