@@ -307,7 +307,7 @@ FEW = {
     "num_kv_heads": 1,
     "mlp_mult": 1,
     "partial_rope_dims": 2,
-    "relax_steps": 12,
+    "relax_steps": 4,
 }
 
 
