@@ -24,7 +24,7 @@ from trit.report.page.__main__ import main
 from trit.submission import make_artifact
 from trit.train.checkpoint import save_checkpoint
 
-DEMO = ROOT / "records" / "demo_cpu_256kb" / "2026-11-22_demo"
+DEMO = ROOT / "records" / "demo_cpu_256kb" / "2026-12-01_demo"
 SECTIONS = ("curves", "bytes", "tensors", "trits", "engram", "speed", "certificate", "seeds", "settings")
 CHECKS = [
     {"name": "size", "verdict": "pass", "evidence": "fits"},

@@ -301,7 +301,7 @@ def token_logits(p, x):
 
 
 def engram_specs():
-    return [on_grid(ParamSpec('engram.table', (31232, 32), 'normal', 0.02, 'engram'), 2, 4096, 2.0), matrix_spec('engram.value', 96, 128, 128 ** (-0.5))._replace(adapt=''), matrix_spec('engram.key', 96, 128, 128 ** (-0.5))._replace(adapt=''), scalar_spec('engram.gate_scale', (1,), 0.378), scalar_spec('engram.gate_bias', (1,), 0.0)]
+    return [on_grid(ParamSpec('engram.table', (30464, 32), 'normal', 0.02, 'engram'), 2, 4096, 2.0), matrix_spec('engram.value', 96, 128, 128 ** (-0.5))._replace(adapt=''), matrix_spec('engram.key', 96, 128, 128 ** (-0.5))._replace(adapt=''), scalar_spec('engram.gate_scale', (1,), 0.378), scalar_spec('engram.gate_bias', (1,), 0.0)]
 
 
 def mix_bits(x):
@@ -321,8 +321,8 @@ def engram_rows(tokens):
         key = mix_bits(key * 65599 + past + order)
         for head in range(2):
             table = order * 2 + head
-            bucket = (mix_bits(key + (head + 1) * 1000003) & 9223372036854775807) % 7808
-            rows.append(bucket + table * 7808)
+            bucket = (mix_bits(key + (head + 1) * 1000003) & 9223372036854775807) % 7616
+            rows.append(bucket + table * 7616)
             masks.append(ops_cast(positions > order, 'float32'))
     return (ops_stack(rows, -1), ops_stack(masks, -1))
 
@@ -1472,7 +1472,7 @@ class Log:
 
 def training_progress(step, seconds):
     share = step / 20000
-    share = max(share, seconds / 293.0)
+    share = max(share, seconds / 286.6)
     return min(share, 1.0)
 
 
@@ -1533,7 +1533,7 @@ def train(backend, loader, log, save, step, seconds, clock):
             progress = training_progress(step, seconds)
             finished = step - len(under_way)
             pace = (seconds - first) / (finished - first_step) if finished > first_step else 0.0
-            late = seconds + pace * (1 + 2 * backend.ahead) > 293.0
+            late = seconds + pace * (1 + 2 * backend.ahead) > 286.6
             if progress >= 1.0 or late:
                 break
             inputs, targets = loader.next_batch()
