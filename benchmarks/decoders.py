@@ -7,24 +7,21 @@ the whole file. `mixing` is what trit/bundle/mixing.py writes; the others change
   numpy      all counters of a bit at once, in arrays
   characters all counters of a character's bits at once
   N contexts without the contexts that are worth least, in a function
-  one weight without the weights by the place in the byte, in a function
 """
 
 import argparse
-import math
-import operator
 import time
 from pathlib import Path
 from unittest import mock
 
 import brotli
-import numpy as np
 
 from trit.bundle import mixing, mixing_encoder
 from trit.bundle.wrap import expand
 from trit.console import command
 
 CONTEXTS = ('""', "o[-1:]", "o[-2:]", "o[-3:]", "o[-4:]", "o[-5:-1]", "w", "p[-2:]", "p+w")
+FEWER = ((0, 1, 2, 3, 4, 6, 7, 8), (1, 2, 3, 4, 6, 7, 8), (1, 2, 3, 5, 6, 8), (1, 2, 3, 4, 8))
 COUNTERS = "g.setdefault(c,[.5,1.2])"
 NUMPY = """
 import numpy as n
@@ -74,57 +71,18 @@ def with_contexts(decoder, kept):
     return text.replace("range(9)", f"range({len(kept)})").replace("]*9", f"]*{len(kept)}")
 
 
-def with_one_weight(decoder):
-    """The decoder whose weights depend on the character before alone."""
-    for old, new in (
-        ("u,v=[T.setdefault(k,[4000]*9)for k in(o[-1:],c)]", "u=T.setdefault(o[-1:],[8000]*9)"),
-        ("sum((f+g)*q for f,g,q in zip(u,v,z))", "sum(f*q for f,q in zip(u,z))"),
-        ("u[k]+=q;v[k]+=q", "u[k]+=2*q"),
-    ):
-        assert decoder.count(old) == 1, old
-        decoder = decoder.replace(old, new)
-    return decoder
-
-
-def encoded(source, kept=range(9), one_weight=False):
-    """Digits of a text coded with some of the contexts."""
+def encoded(source, kept):
+    """Digits of a text coded with the contexts of these numbers alone."""
     contexts_of = mixing_encoder.contexts_of
-
     with mock.patch.object(mixing_encoder, "contexts_of", lambda text: contexts_of(text)[list(kept)]):
-        mixing_encoder.encode.cache_clear()
-        if not one_weight:
-            return mixing_encoder.encode(source)
-        characters, alphabet = mixing_encoder.latin(source)
-        return encoded_with_one_weight(characters, alphabet)
-
-
-def encoded_with_one_weight(characters, alphabet):
-    """Digits where the weights depend on the character before alone."""
-    prefixes, bits = mixing_encoder.bit_tree(np.array([ord(character) for character in characters]), alphabet)
-    logits = mixing_encoder.logits_of(mixing_encoder.contexts_of(characters), prefixes, bits, alphabet).tolist()
-    bits, places, weights, parts, width, at = bits.tolist(), alphabet.bit_length() - 1, {}, [0], 1, 0
-    for index in range(len(characters)):
-        first = weights.setdefault(characters[index - 1 : index], [2 * mixing.WEIGHT] * 9)
-        for _ in range(places):
-            z, bit = logits[at], bits[at]
-            total = sum(map(operator.mul, first, z))
-            guessed = int(65534.5 / (1 + math.exp(-total / mixing.SCALE))) + 1
-            while width < mixing.FULL:
-                width *= mixing.BASE
-                parts.append(0)
-            part = width * guessed >> 16
-            parts[-1] += 0 if bit else part
-            width = part if bit else width - part
-            first[:] = [w + 2 * (q * ((bit << 16) - guessed) >> 16) for w, q in zip(first, z)]
-            at += 1
-    return mixing_encoder.digits_of(parts)
+        return mixing_encoder.encode.__wrapped__(source)
 
 
 def file_of(source, decoder, payload):
     """The file of a text in ASCII with a decoder of its digits."""
     quote = next(quote for quote in mixing.QUOTES if quote not in payload)
-    decoder = decoder.replace("LENGTH", str(len(source))).replace("ALPHABET", "128").replace("SOURCE_LINES", "").replace("PROGRAM", "o")
-    return mixing.HEAD + (quote + payload + quote).encode("l1") + decoder.rstrip().encode()
+    with mock.patch.object(mixing, "DECODER", decoder):
+        return mixing.file_around(payload, quote, len(source), 128, False)
 
 
 def measured(file, repeats):
@@ -156,19 +114,16 @@ def main(arguments=None):
         text.replace("ROWS", str(number)).replace("CONTEXTS", ",".join(CONTEXTS)).replace("COUNT", "9")
         for text, number in ((NUMPY, 128 * rows), (NUMPY_CHARACTERS, rows))
     )
-    whole = encoded(source)
+    whole = mixing_encoder.encode(source)
     ways = {
         "mixing": (plain, whole),
         "function": (function, whole),
         "get": (function.replace(COUNTERS, f"g.get(c)or {COUNTERS}"), whole),
         "numpy": (numpy, whole),
         "characters": (characters, whole),
-        "8 contexts": (with_contexts(function, kept := (0, 1, 2, 3, 4, 6, 7, 8)), encoded(source, kept)),
-        "7 contexts": (with_contexts(function, kept := (1, 2, 3, 4, 6, 7, 8)), encoded(source, kept)),
-        "6 contexts": (with_contexts(function, kept := (1, 2, 3, 5, 6, 8)), encoded(source, kept)),
-        "5 contexts": (with_contexts(function, kept := (1, 2, 3, 4, 8)), encoded(source, kept)),
-        "one weight": (with_one_weight(function), encoded(source, one_weight=True)),
     }
+    for kept in FEWER:
+        ways[f"{len(kept)} contexts"] = with_contexts(function, kept), encoded(source, kept)
     print(f"{len(source)} characters; brotli alone {len(brotli.compress(source.encode()))} bytes\n{'way':<12}{'bytes':>8}{'CPU s':>8}")
     for name, (decoder, payload) in ways.items():
         file = file_of(source, decoder, payload)

@@ -5,32 +5,22 @@ import re
 from types import SimpleNamespace
 
 import pytest
-from model_fixtures import tiny_config
+from model_fixtures import Records, tiny_config
 from record_fixtures import TINY, run, session_text
 
 import trit.fit_clock
 from trit.launch import prepare_run
 from trit.library import load_library
-from trit.train.log import Log
-
-
-class Lines(Log):
-    """A log that keeps its lines."""
-
-    def __init__(self):
-        super().__init__()
-        self.lines = []
-
-    def line(self, text):
-        self.lines.append(text)
 
 
 def with_room(monkeypatch, seconds, **settings):
     """(clock of a configuration where compression takes so many seconds, lines of the log)."""
     monkeypatch.setattr(trit.fit_clock, "compress_run", lambda *given: (None, b"", seconds))
-    library, log = load_library("torch"), Lines()
+    library, log = load_library("torch"), Records()
     config = tiny_config(**{"train_seconds": 300.0, "max_wallclock_seconds": 290.0, "calibration_evals": 0} | settings)
-    return trit.fit_clock.with_room(library, config, library.backend.start_process(), 1, "data", log).train.max_wallclock_seconds, log.lines
+    return trit.fit_clock.with_room(
+        library, config, library.backend.start_process(), {}, "data", log
+    ).train.max_wallclock_seconds, log.lines
 
 
 def test_what_compression_takes_is_left_twice_and_the_preset_is_the_most(monkeypatch):

@@ -51,12 +51,11 @@ class Built(NamedTuple):
     checks: list
 
 
-def compress_run(library, config, arrays, data_path, log, process=None):
-    """(weights that the artifact must give back, artifact bytes, seconds that read training text) of trained arrays. `process` is the one
-    that is started already, if one is."""
+def compress_run(library, config, arrays, data_path, log):
+    """(weights that the artifact must give back, artifact bytes, seconds that read training text) of trained arrays."""
     begin = time.perf_counter()
     (_, ops, backend), arch = library, load_arch(config.model.name)
-    process = process or backend.start_process()
+    process = backend.start_process()
     with compressing(backend, config, artifact_specs(arch, config)) as watched:
         calibration = find_calibration(ops, watched, arch, config, process, arrays, data_path, log)
         forward, artifact = compressed(ops, watched, arch, config, process, arrays, calibration, data_path, log)

@@ -115,10 +115,11 @@ def trained(options, overrides, library, with_profile, with_compile_report):
             check_plan(made, config.track.cap_bytes)
         folder.mkdir(parents=True, exist_ok=True)
         log = above_bars(RunLog(process.rank, folder, keep=run.resume))
+        arrays = init_params(specs, run.seed)
         if run.fit_clock and not resumed:
             from trit.fit_clock import with_room  # the build takes half a second to import
 
-            config = with_room(library, config, process, run.seed, run.data_path, log)
+            config = with_room(library, config, process, arrays, run.data_path, log)
         if process.rank == 0:
             save(config, folder / "config.json")
             (folder / "run.json").write_text(json.dumps(dataclasses.asdict(run)) + "\n")
@@ -129,7 +130,7 @@ def trained(options, overrides, library, with_profile, with_compile_report):
                 save_checkpoint(folder / "checkpoint.npz", config, *state)
             saved.append(folder)
 
-        backend = library.backend.make_backend(ops, arch, config, specs, init_params(specs, run.seed), process)
+        backend = library.backend.make_backend(ops, arch, config, specs, arrays, process)
         if with_compile_report and "compile" in kinds:
             backend = with_compile_report(backend, config, log)
         if options.profile:
